@@ -1,0 +1,183 @@
+"""Files: volumes with their provenance, JSON, digests, and writing that is whole or not at all. No torch in here.
+
+NIfTI's axis order exists only in this file: in memory a volume is (D, H, W), canonical (see `anatomy.grid`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trace_lightning.anatomy.grid import Grid
+from trace_lightning.errors import UserError
+
+TEMPORARY = ".tmp-"
+CANONICAL_AXES = ("L", "P", "S")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A CT volume: `hu` (D, H, W) float32 in HU, canonical orientation, and its grid."""
+
+    hu: np.ndarray
+    grid: Grid
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` (file or folder) that becomes `path` when the block ends without error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def sweep_temporary(folder: Path) -> None:
+    """Remove what a killed process left half-written below `folder`."""
+    for path in Path(folder).rglob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(data, indent=1, sort_keys=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that we wrote.
+
+    Raises:
+        UserError: the file is absent or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); delete it and repeat the command") from None
+
+
+def digest(data: Any) -> str:
+    """Return 16 hex digits that identify JSON-ready data."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Return 16 hex digits that identify a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a NIfTI volume in HU into canonical orientation.
+
+    Raises:
+        UserError: absent, truncated, not 3-D, or not finite.
+    """
+    array, grid = _read(path)
+    hu = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(hu).all():
+        bad = int((~np.isfinite(hu)).sum())
+        raise UserError(f"{path}: {bad} voxels are NaN or infinite; a CT volume in HU has finite values everywhere")
+    return Volume(hu, grid)
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, Grid]:
+    """Read a label map (VISTA3D ids, uint8) into canonical orientation.
+
+    Raises:
+        UserError: absent, truncated, not 3-D, or holding anything but whole numbers from 0 to 255.
+    """
+    array, grid = _read(path)
+    labels = np.rint(array)
+    if not np.array_equal(labels, array) or labels.min() < 0 or labels.max() > 255:
+        raise UserError(
+            f"{path}: a mask holds class ids, whole numbers from 0 to 255; found {array.min()}..{array.max()}"
+        )
+    return np.ascontiguousarray(labels, np.uint8), grid
+
+
+def _read(path: Path) -> tuple[np.ndarray, Grid]:
+    import nibabel as nib
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+        if image.ndim != 3:
+            raise UserError(f"{path}: a volume has 3 axes, this file has {image.ndim} (shape {image.shape})")
+        to_canonical = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
+        )
+        image = image.as_reoriented(to_canonical)
+        data = np.asanyarray(image.dataobj)
+    except UserError:
+        raise
+    except (nib.filebasedimages.ImageFileError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated") from None
+    array = np.transpose(data, (2, 1, 0))
+    return array, Grid(array.shape, np.asarray(image.affine, np.float64))
+
+
+def write_volume(path: Path, volume: Volume, provenance: dict | None = None) -> None:
+    """Write int16 HU with the exact affine of the grid, and `provenance` as JSON beside it (written first)."""
+    if not np.isfinite(volume.hu).all():
+        raise UserError(f"{path}: refused to write, the volume holds NaN or infinite values")
+    if provenance is not None:
+        write_json(provenance_path(path), provenance)
+    _write(path, np.clip(np.rint(volume.hu), -32768, 32767).astype(np.int16), volume.grid)
+
+
+def write_labels(path: Path, labels: np.ndarray, grid: Grid) -> None:
+    """Write a label map as uint8."""
+    _write(path, labels.astype(np.uint8), grid)
+
+
+def provenance_path(volume_path: Path) -> Path:
+    """Return the path of the JSON file beside a volume."""
+    return Path(volume_path).with_name(case_id_of(volume_path) + ".json")
+
+
+def case_id_of(path: Path) -> str:
+    """Return a volume file's name without .nii or .nii.gz."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _write(path: Path, array: np.ndarray, grid: Grid) -> None:
+    import nibabel as nib
+
+    if array.shape != tuple(grid.shape):
+        raise ValueError(f"{path}: array {array.shape} does not fit its grid {grid.shape}")
+    image = nib.Nifti1Image(np.transpose(array, (2, 1, 0)), grid.affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(grid.affine, code=1)
+    image.set_qform(grid.affine, code=1)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)

@@ -1,0 +1,256 @@
+"""The keys of an experiment, with the paper's values (Sec. 4.1) as defaults. Plain dataclasses; no torch in here.
+
+`experiments/load.py` fills them from YAML; `validate` refuses combinations that have no meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Optional  # noqa: F401  (OmegaConf reads `Optional[...]`)
+
+from trace_lightning.anatomy.labels import GRANULARITIES
+from trace_lightning.errors import UserError
+
+
+@dataclass
+class PhantomConfig:
+    """The built-in procedural chest, written as a CT-RATE tree when `data.root` is null."""
+
+    num_train_patients: int = 48
+    num_valid_patients: int = 6
+    seed: int = 0
+    size: int = 64  # pixels along each in-plane axis
+    fov_mm: float = 360.0
+    spacing_z_mm: list[float] = field(default_factory=lambda: [0.75, 1.5, 3.0])  # one is drawn per patient
+
+
+@dataclass
+class DataConfig:
+    """What is trained and tested on, and on which grid."""
+
+    root: Optional[str] = None  # folder that holds CT-RATE's `dataset/`; null: the built-in phantom
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    num_train_patients: int = 100
+    train_fraction: float = 1.0  # share of num_train_patients that a row trains on (nested subsets)
+    num_val_patients: int = 5  # of the train split, never trained on: validation loss
+    num_test_patients: int = 50  # of the valid split
+    split_seed: int = 0
+    reconstructions: Literal["first", "all"] = "first"  # volumes of a patient that are used
+    mask_source: Literal["phantom", "threshold"] = "phantom"
+    size: int = 256  # pixels along each in-plane axis of the model's grid
+    in_plane: Literal["resize", "resample"] = "resize"  # whole field of view, or a fixed spacing cropped/padded to size
+    spacing_mm: float = 1.5  # in plane, used by `resample`
+    spacing_z_mm: Optional[float] = None  # null: the scan's own
+    min_slices: int = 8  # scans with fewer are refused
+    hu_min: float = -1000.0
+    hu_max: float = 1000.0
+    skips: list[int] = field(default_factory=lambda: [1, 2, 4])  # k of Eq. 3
+    flow_source: Literal["phantom", "dis"] = "dis"
+    flow_stride: int = 4  # flow is stored at 1/stride of the model's grid
+    num_workers: int = 4
+
+
+@dataclass
+class TextConfig:
+    """The frozen open_clip text tower behind v_t (Sec. 3.2.2)."""
+
+    architecture: str = "ViT-L-14"  # an open_clip model name, or "tiny"
+    pretrained: str = "openai"  # open_clip tag, path of weights, or "seeded": random with a fixed seed
+    seed: int = 0
+
+
+@dataclass
+class ModelConfig:
+    """The denoiser and which guidance it takes (PFM, DAG; OFG is `sample.sampler: overlap`)."""
+
+    paired_frames: bool = True  # PFM, Sec. 3.2.1
+    anatomical_guidance: bool = True  # DAG, Sec. 3.2.2: masks and report
+    flow: bool = True  # optical flow of the pair through an adapter
+    num_mask_classes: int = 3  # incl. background
+    mask_encoding: Literal["scaled", "separated", "one_hot"] = "scaled"
+    frame_embedding_dim: int = 64  # d of Eq. 7, per frame
+    position_scale: float = 1000.0  # r is multiplied by it; 1.0 is Eq. 7 literally
+    position_lambda: float = 1.0  # lambda of Eq. 7
+    block_channels: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512, 512])
+    attention_levels: list[int] = field(default_factory=lambda: [4])  # index into block_channels
+    layers_per_block: int = 2
+    norm_groups: int = 32
+    attention_head_dim: int = 8
+    unshuffle: int = 1  # pixel-unshuffle factor in front of the network
+    text_context_dim: int = 512  # width of the adapter's output, the cross-attention context
+    flow_adapter_channels: int = 64
+
+
+@dataclass
+class DiffusionConfig:
+    """Forward process and prediction target (Eq. 1, 5)."""
+
+    num_train_timesteps: int = 1000
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = "linear"
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    rescale_betas_zero_snr: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation (Sec. 4.1) and what is mixed into the conditions."""
+
+    epochs: int = 300
+    max_steps: Optional[int] = None  # overrides epochs
+    batch_size: int = 28
+    lr: float = 1e-5
+    min_lr: float = 1e-6
+    warmup_steps: int = 35_000
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    ema_decay: float = 0.9999
+    precision: str = "32-true"  # Lightning's names: 32-true, bf16-mixed, 16-mixed
+    text_dropout: float = 0.1
+    guidance_training: float = 0.5  # share of pairs that see guidance maps, (G, M) and (G, G) in equal parts
+    mask_flow: float = 0.4  # share of pairs whose flow is that between their masks, as at inference
+    flow_dropout: float = 0.2  # share of pairs without flow
+    val_every_steps: int = 2000
+    checkpoint_every_steps: int = 1000
+    log_every_steps: int = 50
+
+
+@dataclass
+class SampleConfig:
+    """Inference (Sec. 3.3, Algorithm 1)."""
+
+    sampler: Literal["independent", "overlap"] = "overlap"
+    num_inference_steps: int = 50
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    clip_sample: bool = True
+    guidance_scale: float = 1.0  # classifier-free text guidance; 1 is none
+    initial_noise: Literal["fresh", "shared"] = "fresh"  # a new x_t for each DDIM run, or one for the volume
+    line9_frame: Literal["n+1", "n"] = "n+1"  # which new frame enters G(n+1) in line 9
+    gamma: float = 2.0  # exponent of G (line 6)
+    smoothing_sigma: float = 1.0  # H: Gaussian outside the mask, in pixels
+    volumes_abreast: int = 1  # cases denoised together; does not change any volume
+
+
+@dataclass
+class EvaluateConfig:
+    """The protocol of scoring, the same for every row."""
+
+    segmenter: Literal["threshold"] = "threshold"
+    groups: list[str] = field(default_factory=lambda: ["lung", "bone"])
+    spacing_mm: Optional[float] = None  # isotropic protocol grid; null: the reference's own grid
+    bootstrap_samples: int = 1000
+
+
+@dataclass
+class RunConfig:
+    """Where and how the work is done; changes no result."""
+
+    runs_dir: str = "runs"
+    cache_dir: str = "cache"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    jobs: int = 1  # rows worked on at once, each in its own process
+    threads: int = 0  # torch threads per process; 0: torch's default
+
+
+@dataclass
+class Experiment:
+    """All keys of one row."""
+
+    name: str = "???"
+    method: str = "trace"
+    title: str = ""
+    notes: list[str] = field(default_factory=list)  # printed under the table
+    profile: str = "phantom"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def validate(experiment: Experiment) -> None:
+    """Refuse impossible values and combinations.
+
+    Raises:
+        UserError: naming the keys and what would be right.
+    """
+    data, model, sample, train = experiment.data, experiment.model, experiment.sample, experiment.train
+
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(f"experiment {experiment.name}: {message}")
+
+    overlap = sample.sampler == "overlap"
+    need(
+        not overlap or (model.paired_frames and model.anatomical_guidance),
+        "sample.sampler=overlap needs model.paired_frames=true and model.anatomical_guidance=true: the guidance map "
+        "of Algorithm 1 joins the previous frame of a pair with its mask; use sample.sampler=independent",
+    )
+    need(
+        not model.flow or (model.paired_frames and model.anatomical_guidance),
+        "model.flow=true needs model.paired_frames=true and model.anatomical_guidance=true: at inference flow is "
+        "computed between the two frames' masks; set model.flow=false",
+    )
+    need(model.num_mask_classes in GRANULARITIES, f"model.num_mask_classes is one of {GRANULARITIES}")
+    need(
+        not (overlap and model.mask_encoding == "one_hot"),
+        "sample.sampler=overlap needs one mask channel a frame (model.mask_encoding scaled or separated)",
+    )
+    need(
+        data.mask_source != "threshold" or model.num_mask_classes != 128,
+        "data.mask_source=threshold knows lungs and bone only; model.num_mask_classes=128 needs masks with organs",
+    )
+    need(bool(data.skips) and all(k >= 1 for k in data.skips), "data.skips holds whole numbers >= 1, as [1, 2, 4]")
+    need(len(set(data.skips)) == len(data.skips), f"data.skips names a skip twice: {data.skips}")
+    need(0 < data.train_fraction <= 1, "data.train_fraction lies in (0, 1]")
+    need(data.hu_min < data.hu_max, "data.hu_min is below data.hu_max")
+    need(min(data.num_train_patients, data.num_test_patients) >= 1, "data.num_train_patients, num_test_patients >= 1")
+    need(data.num_val_patients >= 0, "data.num_val_patients >= 0")
+    need(
+        data.size % (model.unshuffle * 2 ** (len(model.block_channels) - 1)) == 0,
+        f"data.size={data.size} is not divisible by model.unshuffle x 2^(levels-1) = "
+        f"{model.unshuffle * 2 ** (len(model.block_channels) - 1)}",
+    )
+    need(data.size % data.flow_stride == 0, f"data.size={data.size} is not divisible by data.flow_stride")
+    need(
+        all(c % model.norm_groups == 0 for c in model.block_channels),
+        f"model.block_channels are multiples of model.norm_groups={model.norm_groups}",
+    )
+    need(
+        all(0 <= level < len(model.block_channels) for level in model.attention_levels),
+        "model.attention_levels are indices into model.block_channels",
+    )
+    need(model.frame_embedding_dim % 2 == 0, "model.frame_embedding_dim is even")
+    need(train.batch_size >= 1 and num_positive(train.max_steps, train.epochs), "train.batch_size, steps, epochs >= 1")
+    need(0 < train.min_lr <= train.lr, "0 < train.min_lr <= train.lr")
+    need(0 <= train.ema_decay < 1, "train.ema_decay lies in [0, 1)")
+    for key in ("text_dropout", "guidance_training", "mask_flow", "flow_dropout"):
+        need(0 <= getattr(train, key) <= 1, f"train.{key} is a share in [0, 1]")
+    need(train.mask_flow + train.flow_dropout <= 1, "train.mask_flow + train.flow_dropout <= 1")
+    need(
+        1 <= sample.num_inference_steps <= experiment.diffusion.num_train_timesteps,
+        "sample.num_inference_steps lies between 1 and diffusion.num_train_timesteps",
+    )
+    need(
+        not (experiment.diffusion.rescale_betas_zero_snr and experiment.diffusion.prediction_type == "epsilon"),
+        "diffusion.rescale_betas_zero_snr needs v_prediction or sample: at zero SNR epsilon says nothing of the data",
+    )
+    need(sample.volumes_abreast >= 1, "sample.volumes_abreast >= 1")
+    need(sample.gamma > 0 and sample.smoothing_sigma >= 0, "sample.gamma > 0 and sample.smoothing_sigma >= 0")
+    need(experiment.evaluate.bootstrap_samples >= 0, "evaluate.bootstrap_samples >= 0 (0: no intervals)")
+    need(experiment.run.jobs >= 1 and experiment.run.threads >= 0, "run.jobs >= 1 and run.threads >= 0")
+
+
+def num_positive(max_steps: int | None, epochs: int) -> bool:
+    """Tell whether the length of training is at least one step."""
+    return epochs >= 1 if max_steps is None else max_steps >= 1
+
+
+def uses_text(experiment: Experiment) -> bool:
+    """Tell whether the method reads the prompt at test time."""
+    return experiment.model.anatomical_guidance
