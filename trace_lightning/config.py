@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Optional  # noqa: F401  (OmegaConf reads `Optional[...]`)
+from typing import Literal
 
 from trace_lightning.anatomy.labels import GRANULARITIES
 from trace_lightning.errors import UserError
@@ -28,7 +28,7 @@ class PhantomConfig:
 class DataConfig:
     """What is trained and tested on, and on which grid."""
 
-    root: Optional[str] = None  # folder that holds CT-RATE's `dataset/`; null: the built-in phantom
+    root: str | None = None  # folder that holds CT-RATE's `dataset/`; null: the built-in phantom
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     num_train_patients: int = 100
     train_fraction: float = 1.0  # share of num_train_patients that a row trains on (nested subsets)
@@ -40,7 +40,7 @@ class DataConfig:
     size: int = 256  # pixels along each in-plane axis of the model's grid
     in_plane: Literal["resize", "resample"] = "resize"  # whole field of view, or a fixed spacing cropped/padded to size
     spacing_mm: float = 1.5  # in plane, used by `resample`
-    spacing_z_mm: Optional[float] = None  # null: the scan's own
+    spacing_z_mm: float | None = None  # null: the scan's own
     min_slices: int = 8  # scans with fewer are refused
     hu_min: float = -1000.0
     hu_max: float = 1000.0
@@ -96,7 +96,7 @@ class TrainConfig:
     """Optimisation (Sec. 4.1) and what is mixed into the conditions."""
 
     epochs: int = 300
-    max_steps: Optional[int] = None  # overrides epochs
+    max_steps: int | None = None  # overrides epochs
     batch_size: int = 28
     lr: float = 1e-5
     min_lr: float = 1e-6
@@ -138,7 +138,7 @@ class EvaluateConfig:
 
     segmenter: Literal["threshold"] = "threshold"
     groups: list[str] = field(default_factory=lambda: ["lung", "bone"])
-    spacing_mm: Optional[float] = None  # isotropic protocol grid; null: the reference's own grid
+    spacing_mm: float | None = None  # isotropic protocol grid; null: the reference's own grid
     bootstrap_samples: int = 1000
 
 
