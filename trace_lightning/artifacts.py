@@ -152,7 +152,29 @@ def write_volume(path: Path, volume: Volume, provenance: dict | None = None) -> 
         raise UserError(f"{path}: refused to write, the volume holds NaN or infinite values")
     if provenance is not None:
         write_json(provenance_path(path), provenance)
-    _write(path, np.clip(np.rint(volume.hu), -32768, 32767).astype(np.int16), volume.grid)
+    _write(path, _as_int16(volume.hu), volume.grid)
+
+
+def write_volume_as(path: Path, volume: Volume, like: Path, provenance: dict) -> None:
+    """Write int16 HU in the axis order and with the exact affine of the NIfTI file `like`.
+
+    Args:
+        path: NIfTI to write.
+        volume: canonical, on the canonical grid of `like`.
+        like: file whose geometry the result has.
+        provenance: written as JSON beside `path`.
+    """
+    import nibabel as nib
+
+    reference = nib.load(like)
+    from_canonical = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt(CANONICAL_AXES), nib.orientations.io_orientation(reference.affine)
+    )
+    array = nib.orientations.apply_orientation(np.transpose(_as_int16(volume.hu), (2, 1, 0)), from_canonical)
+    if array.shape != reference.shape:
+        raise ValueError(f"{path}: {array.shape} does not fit {like}: {reference.shape}")
+    write_json(provenance_path(path), provenance)
+    _save(path, array, reference.affine)
 
 
 def write_labels(path: Path, labels: np.ndarray, grid: Grid) -> None:
@@ -170,14 +192,23 @@ def case_id_of(path: Path) -> str:
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _write(path: Path, array: np.ndarray, grid: Grid) -> None:
-    import nibabel as nib
+def _as_int16(hu: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
 
+
+def _write(path: Path, array: np.ndarray, grid: Grid) -> None:
     if array.shape != tuple(grid.shape):
         raise ValueError(f"{path}: array {array.shape} does not fit its grid {grid.shape}")
-    image = nib.Nifti1Image(np.transpose(array, (2, 1, 0)), grid.affine)
+    _save(path, np.transpose(array, (2, 1, 0)), grid.affine)
+
+
+def _save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """Write a NIfTI file; `array` is in NIfTI's axis order."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
-    image.set_sform(grid.affine, code=1)
-    image.set_qform(grid.affine, code=1)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)

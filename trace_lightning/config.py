@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from trace_lightning.anatomy.labels import GRANULARITIES
@@ -54,7 +55,7 @@ class DataConfig:
 class TextConfig:
     """The frozen open_clip text tower behind v_t (Sec. 3.2.2)."""
 
-    architecture: str = "ViT-L-14"  # an open_clip model name, or "tiny"
+    architecture: str = "ViT-L-14-quickgelu"  # an open_clip model name, or "tiny"
     pretrained: str = "openai"  # open_clip tag, path of weights, or "seeded": random with a fixed seed
     seed: int = 0
 
@@ -254,3 +255,21 @@ def num_positive(max_steps: int | None, epochs: int) -> bool:
 def uses_text(experiment: Experiment) -> bool:
     """Tell whether the method reads the prompt at test time."""
     return experiment.model.anatomical_guidance
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Read the resolved keys that were saved with a run.
+
+    Raises:
+        UserError: absent, unreadable, or written by another version with other keys.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.load(path)))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; --run names a folder as runs/PROFILE/EXPERIMENT/seedK") from None
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{path}: not the saved configuration of a run ({error})") from None

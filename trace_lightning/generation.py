@@ -1,0 +1,184 @@
+"""From a trained row to volumes: for the cases of the test split, or for one mask of a user's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trace_lightning.anatomy.grid import Grid, resample
+from trace_lightning.artifacts import Volume, digest, read_json
+from trace_lightning.config import Experiment, uses_text
+from trace_lightning.data.flow import mask_flow, shrink_flow
+from trace_lightning.data.masks import class_map
+from trace_lightning.data.preprocess import model_grid, unit_to_hu
+from trace_lightning.data.text import embed_prompts, text_dim
+from trace_lightning.device import peak_memory_bytes, pick_device
+from trace_lightning.errors import UserError
+from trace_lightning.models.denoiser import Denoiser, num_frames
+from trace_lightning.models.mask_encoding import encode_masks
+from trace_lightning.module import build_denoiser
+from trace_lightning.protocol import Case, Generated, Progress
+from trace_lightning.sampling import independent, overlap
+from trace_lightning.sampling.ddim import DDIM, InitialNoise
+from trace_lightning.sampling.volume import VolumeConditions
+from trace_lightning.training import RECORD, WEIGHTS, network_keys
+
+SAMPLERS = {
+    "independent": (independent.sample_independent, independent.evaluations_per_slice),
+    "overlap": (overlap.sample_overlap, overlap.evaluations_per_slice),
+}
+
+
+def load_generator(experiment: Experiment, training_folder: Path) -> TraceGenerator:
+    """Load the weights that `experiment` was trained to.
+
+    Raises:
+        UserError: no finished training there, or weights of another network.
+    """
+    from safetensors.torch import load_file
+
+    record = read_json(Path(training_folder) / RECORD)
+    wanted = network_keys(experiment)
+    if record["digest"] != digest(wanted):
+        differing = [key for key in wanted if record["network"].get(key) != wanted[key]]
+        raise UserError(
+            f"{training_folder}: a checkpoint of another experiment; it differs from {experiment.name} in "
+            f"{', '.join(differing)}. Train {experiment.name}, or name the run that these weights belong to"
+        )
+    device = torch.device(pick_device(experiment.run.device))
+    denoiser = build_denoiser(experiment, text_dim(experiment.text))
+    denoiser.load_state_dict(load_file(Path(training_folder) / WEIGHTS))
+    return TraceGenerator(experiment, denoiser.to(device).eval(), device)
+
+
+@dataclass
+class TraceGenerator:
+    """A trained row. A volume depends on its own case and seed only."""
+
+    experiment: Experiment
+    denoiser: Denoiser
+    device: torch.device
+
+    @torch.inference_mode()
+    def generate(self, cases: Sequence[Case], seeds: Sequence[int], progress: Progress) -> Iterator[Generated]:
+        """Yield a volume for each case, in order, `sample.volumes_abreast` at a time; progress counts slices."""
+        abreast = self.experiment.sample.volumes_abreast
+        total, done = sum(case.grid.shape[0] for case in cases), 0
+        for at in range(0, len(cases), abreast):
+            group = cases[at : at + abreast]
+
+            def advance(slices: int) -> None:
+                nonlocal done
+                done += slices
+                progress(done, total, "")
+
+            yield from self._generate_abreast(group, seeds[at : at + abreast], advance)
+
+    def _generate_abreast(self, cases: Sequence[Case], seeds: Sequence[int], advance) -> Iterator[Generated]:
+        experiment, data = self.experiment, self.experiment.data
+        sample, frames = experiment.sample, num_frames(experiment.model)
+        for case in cases:
+            if case.grid.shape[1:] != (data.size, data.size):
+                raise UserError(f"{case.case_id}: grid {case.grid.shape} does not fit the model's {data.size} pixels")
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            torch.cuda.synchronize(self.device)
+        started = time.perf_counter()
+        ddim = DDIM(self.denoiser, experiment.diffusion, sample)
+        volumes = [self.conditions(case) for case in cases]
+        noises = [InitialNoise(seed, (frames, data.size, data.size), sample.initial_noise) for seed in seeds]
+        run, cost = SAMPLERS[sample.sampler]
+        slices = run(ddim, volumes, noises, sample, advance)
+        images = [of_volume.float().cpu().numpy() for of_volume in slices]
+        seconds = (time.perf_counter() - started) / len(cases)
+        for case, image in zip(cases, images, strict=True):
+            yield Generated(
+                case_id=case.case_id,
+                volume=Volume(unit_to_hu(image, data), case.grid),
+                evaluations_per_slice=cost(ddim, case.grid.shape[0], frames),
+                seconds=seconds,
+                peak_memory_bytes=peak_memory_bytes(self.device),
+                details={"volumes_abreast": len(cases)},
+            )
+
+    def conditions(self, case: Case) -> VolumeConditions:
+        """Return what the samplers need to know of a case, on the device."""
+        experiment, model = self.experiment, self.experiment.model
+        num_slices = case.grid.shape[0]
+        if not model.anatomical_guidance:
+            return VolumeConditions(num_slices, self.device)
+        if case.labels is None:
+            raise UserError(f"{case.case_id}: {experiment.name} needs a mask")
+        classes = class_map(case.labels, model.num_mask_classes)  # (D, H, W)
+        masks = encode_masks(
+            torch.from_numpy(classes.astype(np.int64))[:, None], model.num_mask_classes, model.mask_encoding
+        )  # (D, C, H, W)
+        return VolumeConditions(
+            num_slices,
+            self.device,
+            masks.to(self.device),
+            self._text(case.prompt).to(self.device),
+            self._flow(classes).to(self.device) if model.flow else None,
+        )
+
+    def _text(self, prompt: str) -> Tensor:
+        embedded = embed_prompts([prompt], self.experiment.text, Path(self.experiment.run.cache_dir))
+        return torch.from_numpy(embedded[prompt])  # (T, C)
+
+    def _flow(self, classes: np.ndarray) -> Tensor:
+        """Flow between neighbouring masks, (D - 1, 2, h, w): at inference there are no frames to take it from."""
+        num_classes, stride = self.experiment.model.num_mask_classes, self.experiment.data.flow_stride
+        flows = [shrink_flow(mask_flow(a, b, num_classes), stride) for a, b in pairwise(classes)]
+        size = classes.shape[-1] // stride
+        return torch.from_numpy(np.stack(flows).astype(np.float32)) if flows else torch.zeros(0, 2, size, size)
+
+
+def generate_from_mask(
+    experiment: Experiment,
+    training_folder: Path,
+    labels: np.ndarray,
+    grid: Grid,
+    prompt: str,
+    seed: int,
+    num_slices: int | None,
+    progress: Progress,
+) -> tuple[Volume, Generated]:
+    """Generate a CT for any mask, returned on the mask's grid.
+
+    Args:
+        experiment: the run's keys.
+        training_folder: the run's weights.
+        labels: (D, H, W) VISTA3D ids, canonical.
+        grid: of the mask.
+        prompt: the report; "" for none.
+        seed: of the starting noise.
+        num_slices: slices the model makes over the mask's extent; None: as many as the mask has.
+        progress: told of slices.
+
+    Returns:
+        The volume on the mask's grid, and what was generated on the model's grid.
+    """
+    if labels.max() > 132 or not labels.any():
+        raise UserError(f"the mask holds VISTA3D ids 1..132 and some structure; found values {np.unique(labels)[:12]}")
+    data = experiment.data
+    own = model_grid(grid, data)
+    target = own if num_slices is None else own.resized((num_slices, *own.shape[1:]))
+    case = Case("volume", prompt, target, resample(labels, grid, target, order=0, fill=0))
+    generator = load_generator(experiment, training_folder)
+    (generated,) = generator.generate([case], [seed], progress)
+    hu = resample(generated.volume.hu, target, grid, order=1, fill=data.hu_min)
+    return Volume(hu, grid), generated
+
+
+def inputs_note(experiment: Experiment) -> str:
+    """Return which text tower a volume was made with, for its provenance."""
+    from trace_lightning.data.text import describe
+
+    return describe(experiment.text) if uses_text(experiment) else "no text"

@@ -1,0 +1,130 @@
+"""TRACE as a LightningModule: the objective of Eq. 5 over frame pairs, the optimiser of Sec. 4.1."""
+
+from __future__ import annotations
+
+import lightning
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+from torch.nn import functional
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from trace_lightning.config import Experiment
+from trace_lightning.models.conditioners import Conditions
+from trace_lightning.models.denoiser import Denoiser, num_frames
+from trace_lightning.models.mask_encoding import encode_masks
+from trace_lightning.sampling.guidance_map import guidance_map
+
+TRAINING, VALIDATION = 0, 1  # what a generator is for
+
+
+def build_denoiser(experiment: Experiment, text_dim: int) -> Denoiser:
+    """Build the network of an experiment."""
+    data = experiment.data
+    return Denoiser(experiment.model, data.size, data.size // data.flow_stride, text_dim)
+
+
+class TraceModule(lightning.LightningModule):
+    """Trains the denoiser of a row of the ablation.
+
+    All randomness of a step comes from a generator seeded by (seed, step): a resumed run equals an uninterrupted one.
+
+    Args:
+        experiment: the resolved keys.
+        text_dim: width of the text tower's tokens.
+        num_steps: optimiser steps of the whole training.
+    """
+
+    def __init__(self, experiment: Experiment, text_dim: int, num_steps: int):
+        super().__init__()
+        self.experiment = experiment
+        self.num_steps = num_steps
+        self.denoiser = build_denoiser(experiment, text_dim)
+        diffusion = experiment.diffusion
+        self.scheduler = DDPMScheduler(
+            num_train_timesteps=diffusion.num_train_timesteps,
+            beta_schedule=diffusion.beta_schedule,
+            prediction_type=diffusion.prediction_type,
+            rescale_betas_zero_snr=diffusion.rescale_betas_zero_snr,
+        )
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """Return the loss of Eq. 5 on a batch of pairs, and log it with Eq. 4's coherence."""
+        generator = self._generator(TRAINING, self.global_step)
+        conditions = self.conditions(batch, generator)
+        loss, x_t = self.objective(batch["frames"], conditions, generator)
+        self.log("train/loss", loss, prog_bar=True)
+        if num_frames(self.experiment.model) == 2:
+            self.log("train/coherence", (x_t[:, 0] - x_t[:, 1]).square().mean())  # Eq. 4: no gradient, as x_t is data
+        return loss
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Log the loss on unseen patients, with the same noise and timesteps every time."""
+        generator = self._generator(VALIDATION, batch_idx)
+        loss, _ = self.objective(batch["frames"], self.conditions(batch, None), generator)
+        self.log("val/loss", loss, batch_size=len(batch["frames"]))
+
+    def objective(self, data: Tensor, conditions: Conditions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the mean squared error of the prediction (Eq. 5), and the noised frames; `data` is (B, F, H, W)."""
+        noise = torch.randn(data.shape, generator=generator, device=data.device)  # (B, F, H, W)
+        steps = self.scheduler.config.num_train_timesteps
+        timesteps = torch.randint(steps, (len(data),), generator=generator, device=data.device)  # (B,)
+        x_t = self.scheduler.add_noise(data, noise, timesteps)  # (B, F, H, W), Eq. 1
+        prediction = self.denoiser(x_t, timesteps, conditions)  # (B, F, H, W)
+        return functional.mse_loss(prediction, self._target(data, noise, timesteps)), x_t
+
+    def _target(self, data: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        targets = {
+            "epsilon": lambda: noise,
+            "sample": lambda: data,
+            "v_prediction": lambda: self.scheduler.get_velocity(data, noise, timesteps),
+        }
+        return targets[self.experiment.diffusion.prediction_type]()
+
+    def conditions(self, batch: dict, generator: torch.Generator | None) -> Conditions:
+        """Return a batch's conditions; with a generator, text dropout and guidance maps are mixed in (training)."""
+        masks, text = None, batch.get("text")
+        if self.experiment.model.anatomical_guidance:
+            model = self.experiment.model
+            masks = encode_masks(batch["classes"], model.num_mask_classes, model.mask_encoding)
+            if generator is not None:
+                masks = self._mix_guidance_maps(masks, batch["frames"], generator)
+                keep = self._chance(1 - self.experiment.train.text_dropout, len(text), generator)
+                text = text * keep[:, None, None]  # (B, T, C)
+        return Conditions(batch["positions"], masks, text, batch.get("flow"))
+
+    def _mix_guidance_maps(self, masks: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """Put (G, M) and (G, G) in the mask channels of a share of the pairs, as Algorithm 1 does at inference."""
+        model, sample = self.experiment.model, self.experiment.sample
+        if not model.paired_frames or model.mask_encoding == "one_hot":
+            return masks
+        maps = guidance_map(masks, (frames + 1) / 2, sample.gamma, sample.smoothing_sigma)  # (B, 2, H, W)
+        share = self.experiment.train.guidance_training
+        draw = torch.rand(len(masks), generator=generator, device=masks.device)[:, None, None]  # (B, 1, 1)
+        first = torch.where(draw < share, maps[:, 0], masks[:, 0])
+        second = torch.where(draw < share / 2, maps[:, 1], masks[:, 1])
+        return torch.stack([first, second], dim=1)  # (B, 2, H, W)
+
+    def configure_optimizers(self) -> dict:
+        """AdamW; linear warm-up, then cosine to `min_lr` at the last step (Sec. 4.1)."""
+        train = self.experiment.train
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=train.lr, betas=(train.beta1, train.beta2), weight_decay=train.weight_decay
+        )
+        warmup = min(train.warmup_steps, self.num_steps - 1)
+        cosine = CosineAnnealingLR(optimizer, max(self.num_steps - warmup, 1), eta_min=train.min_lr)
+        if warmup > 0:
+            rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+            schedule = SequentialLR(optimizer, [rise, cosine], milestones=[warmup])
+        else:
+            schedule = cosine
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _generator(self, purpose: int, index: int) -> torch.Generator:
+        seed = np.random.SeedSequence([self.experiment.seed, purpose, index]).generate_state(1, np.uint64)[0]
+        return torch.Generator(device=self.device).manual_seed(int(seed >> np.uint64(1)))
+
+    @staticmethod
+    def _chance(probability: float, count: int, generator: torch.Generator) -> Tensor:
+        return (torch.rand(count, generator=generator, device=generator.device) < probability).float()

@@ -1,0 +1,83 @@
+"""What watches a training: progress, sample images, a finite loss, and checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from trace_lightning.artifacts import atomic_path
+from trace_lightning.errors import UserError
+from trace_lightning.protocol import Progress
+from trace_lightning.sampling.ddim import DDIM
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoint file, renamed into place."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any | None = None) -> None:
+        """Write beside `path`, then rename."""
+        with atomic_path(Path(path)) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+
+
+class ProgressReport(lightning.Callback):
+    """Tells the stage's progress after each step."""
+
+    def __init__(self, progress: Progress, total: int):
+        self.progress, self.total = progress, total
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Report the step."""
+        self.progress(trainer.global_step, self.total, "")
+
+
+class FiniteLoss(lightning.Callback):
+    """Stops a training whose loss is not a number, and names the batch."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Raise if the loss is NaN or infinite."""
+        if not math.isfinite(float(outputs["loss"])):
+            cases = ", ".join(sorted(set(batch["case_id"])))
+            raise UserError(
+                f"the loss became {float(outputs['loss'])} at step {trainer.global_step} on {cases}; lower train.lr or "
+                "train.grad_clip, or look at these volumes"
+            )
+
+
+class SampleImages(lightning.Callback):
+    """After each validation: real frames above, samples for the same conditions below, as a PNG and to the logger."""
+
+    def __init__(self, folder: Path, num_samples: int = 6):
+        self.folder, self.num_samples = folder, num_samples
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer, module) -> None:
+        """Sample for the first validation batch and write the picture."""
+        loader = trainer.val_dataloaders
+        if not loader:
+            return
+        batch = next(iter(loader))
+        batch = {key: value[: self.num_samples] if torch.is_tensor(value) else value for key, value in batch.items()}
+        batch = {key: value.to(module.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        data = batch["frames"]
+        noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)).to(module.device)
+        ddim = DDIM(module.denoiser, module.experiment.diffusion, module.experiment.sample)
+        sampled = ddim.run(noise, module.conditions(batch, None))
+        rows = [torch.cat(list(images[:, 0]), dim=-1) for images in (data, sampled)]  # (H, B W) each
+        picture = ((torch.cat(rows) + 1) * 127.5).clamp(0, 255).byte().cpu().numpy()
+        self._write(picture, trainer)
+
+    def _write(self, picture, trainer) -> None:
+        import cv2
+
+        path = self.folder / f"step{trainer.global_step:06d}.png"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("samples", [str(path)], step=trainer.global_step)

@@ -1,0 +1,60 @@
+"""Samples that know nothing of each other: pairs (0, 1), (2, 3), ... or single slices along z."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from trace_lightning.config import SampleConfig
+from trace_lightning.sampling.ddim import DDIM, InitialNoise
+from trace_lightning.sampling.volume import VolumeConditions, batch_conditions
+
+
+def sample_independent(
+    ddim: DDIM,
+    volumes: Sequence[VolumeConditions],
+    noises: Sequence[InitialNoise],
+    settings: SampleConfig,
+    advance: Callable[[int], None],
+) -> list[Tensor]:
+    """Sample volumes from unlinked samples: the traditional inference that OFG is compared with (Sec. 4.5).
+
+    Args:
+        ddim: a run of the reverse process.
+        volumes: conditions, any numbers of slices.
+        noises: of each volume.
+        settings: `volumes_abreast` samples go through the network together.
+        advance: told of each batch how many slices it finished.
+
+    Returns:
+        For each volume (N, H, W) in [-1, 1].
+    """
+    num_frames = noises[0].shape[0]
+    slices: list[dict[int, Tensor]] = [{} for _ in volumes]
+    starts = [(v, start) for v, volume in enumerate(volumes) for start in sample_starts(volume.num_slices, num_frames)]
+    for at in range(0, len(starts), settings.volumes_abreast):
+        batch = starts[at : at + settings.volumes_abreast]
+        conditions = batch_conditions([(volumes[v], start) for v, start in batch], num_frames)
+        noise = torch.stack([noises[v].next() for v, _ in batch]).to(conditions.positions.device)
+        finished = 0
+        for (v, start), frames in zip(batch, ddim.run(noise, conditions), strict=True):
+            for index, frame in zip(volumes[v].frames(start, num_frames), frames, strict=True):
+                finished += index not in slices[v]
+                slices[v].setdefault(index, frame)
+        advance(finished)
+    return [torch.stack([of_volume[n] for n in range(len(of_volume))]) for of_volume in slices]
+
+
+def sample_starts(num_slices: int, num_frames: int) -> list[int]:
+    """Return where samples begin so that they cover all slices; of an odd number the last pair overlaps by one."""
+    starts = list(range(0, num_slices - num_frames + 1, num_frames))
+    if not starts or starts[-1] + num_frames < num_slices:
+        starts.append(max(0, num_slices - num_frames))
+    return starts
+
+
+def evaluations_per_slice(ddim: DDIM, num_slices: int, num_frames: int) -> float:
+    """Return network evaluations per finished slice, a pair counted once."""
+    return ddim.evaluations * len(sample_starts(num_slices, num_frames)) / num_slices
