@@ -91,7 +91,7 @@ def _generate(options: argparse.Namespace) -> int:
     with _bar("slices") as progress:
         volume, generated = generate_from_mask(
             experiment,
-            Path(reference["folder"]),
+            (options.run_folder / "train" / reference["folder"]).resolve(),
             labels,
             grid,
             options.prompt,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from trace_lightning.anatomy.grid import Grid, resample
 from trace_lightning.artifacts import Volume, digest, read_json
 from trace_lightning.config import Experiment, uses_text
-from trace_lightning.data.flow import mask_flow, shrink_flow
+from trace_lightning.data.flow import volume_mask_flow
 from trace_lightning.data.masks import class_map
 from trace_lightning.data.preprocess import model_grid, unit_to_hu
 from trace_lightning.data.text import embed_prompts, text_dim
@@ -120,24 +119,21 @@ class TraceGenerator:
         masks = encode_masks(
             torch.from_numpy(classes.astype(np.int64))[:, None], model.num_mask_classes, model.mask_encoding
         )  # (D, C, H, W)
+        flow = None
+        if model.flow:  # between masks: at inference there are no frames to take it from
+            flow = torch.from_numpy(volume_mask_flow(classes, model.num_mask_classes, experiment.data.flow_stride))
+            flow = flow.to(self.device)  # (D - 1, 2, h, w)
         return VolumeConditions(
             num_slices,
             self.device,
             masks.to(self.device),
             self._text(case.prompt).to(self.device),
-            self._flow(classes).to(self.device) if model.flow else None,
+            flow,
         )
 
     def _text(self, prompt: str) -> Tensor:
         embedded = embed_prompts([prompt], self.experiment.text, Path(self.experiment.run.cache_dir))
         return torch.from_numpy(embedded[prompt])  # (T, C)
-
-    def _flow(self, classes: np.ndarray) -> Tensor:
-        """Flow between neighbouring masks, (D - 1, 2, h, w): at inference there are no frames to take it from."""
-        num_classes, stride = self.experiment.model.num_mask_classes, self.experiment.data.flow_stride
-        flows = [shrink_flow(mask_flow(a, b, num_classes), stride) for a, b in pairwise(classes)]
-        size = classes.shape[-1] // stride
-        return torch.from_numpy(np.stack(flows).astype(np.float32)) if flows else torch.zeros(0, 2, size, size)
 
 
 def generate_from_mask(

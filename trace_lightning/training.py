@@ -13,14 +13,14 @@ from trace_lightning.config import Experiment, uses_text
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import Progress
 
-WEIGHTS, RECORD, CHECKPOINT = "model.safetensors", "training.json", "last.ckpt"
+WEIGHTS, RECORD, CHECKPOINT, METRICS = "model.safetensors", "training.json", "last.ckpt", "metrics"
 
 
 def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
     """Train `experiment` in `folder`; resume from the folder's checkpoint if there is one.
 
-    Leaves `model.safetensors` (averaged weights), `training.json`, `metrics.csv` and `samples/*.png`; the checkpoint
-    is removed at the end.
+    Leaves `model.safetensors` (averaged weights), `training.json`, `metrics/session<n>/metrics.csv` (one for each time
+    it was started) and `samples/*.png`; the checkpoint is removed at the end.
 
     Raises:
         UserError: the folder holds a checkpoint of another experiment, or the loss is not finite.
@@ -73,7 +73,7 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
         log_every_n_steps=train_keys.log_every_steps,
         callbacks=callbacks,
         plugins=[AtomicCheckpoints()],
-        logger=CSVLogger(folder, name="", version=""),
+        logger=CSVLogger(folder, name=METRICS, version=f"session{_num_sessions(folder)}"),
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -87,12 +87,12 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
 
 def text_embeddings(experiment: Experiment) -> dict | None:
     """Return the token embeddings of every prompt of the experiment's patients, or None for a row without text."""
-    from trace_lightning.data.cache import prompts
+    from trace_lightning.data.cache import open_prepared
     from trace_lightning.data.text import embed_prompts
 
     if not uses_text(experiment):
         return None
-    return embed_prompts(prompts(experiment), experiment.text, Path(experiment.run.cache_dir))
+    return embed_prompts(open_prepared(experiment).prompts, experiment.text, Path(experiment.run.cache_dir))
 
 
 def network_keys(experiment: Experiment) -> dict:
@@ -106,6 +106,11 @@ def network_keys(experiment: Experiment) -> dict:
         "diffusion": asdict(experiment.diffusion),
         "text": asdict(experiment.text),
     }
+
+
+def _num_sessions(folder: Path) -> int:
+    """Return how often this training was started before; Lightning's CSV logger begins each file anew."""
+    return len(list((folder / METRICS).glob("session*")))
 
 
 def _check_owner(folder: Path, experiment: Experiment) -> None:
@@ -150,7 +155,7 @@ def _quiet() -> None:
         ".*Checkpoint directory.*exists.*",
         ".*LeafSpec.*",
         ".*Experiment logs directory.*exists.*",
-        ".*mid-epoch.*",
+        ".*ended before the epoch.*",
         ".*lr_scheduler.step.*",
     ):
         warnings.filterwarnings("ignore", message=message)
