@@ -1,0 +1,94 @@
+"""python -m experiments: run the rows of a table, see how far they are, show what an experiment's keys are."""
+
+from __future__ import annotations
+
+import argparse
+
+from trace_lightning.errors import run_command
+
+EXAMPLES = """examples:
+  python -m experiments run experiments/table1.yaml             Table 1 on the built-in phantom
+  python -m experiments run table1 --profile smoke              the same path with tiny settings
+  python -m experiments run table1 --dry-run                    what would be done, how long, how large
+  python -m experiments run ours --seed 1                       one row, another seed
+  python -m experiments run ours sample.num_inference_steps=24  an override: results go to runs/scratch/
+  python -m experiments run table1 --redo generate              discard volumes and scores, keep the trainings
+  python -m experiments status table1                           rows and stages
+  python -m experiments show ours --profile ct_rate             every key, its value and the file that set it
+
+A run that was stopped, even by kill -9, goes on when the command is repeated.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and do it."""
+    # argparse takes no further positionals after an option, and calls --key=value unknown: the loader explains it.
+    options, others = parser().parse_known_args(arguments)
+    options.overrides += others
+    return options.do(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description="Trains, generates and scores the rows of the paper's tables.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = top.add_subparsers(required=True, metavar="{run,status,show}")
+
+    run = _command(commands, "run", _run, "TABLE_OR_EXPERIMENT", "do what is left of a table's rows, then print it")
+    run.add_argument("--jobs", type=int, metavar="N", help="rows worked on at once (default: the profile's run.jobs)")
+    run.add_argument(
+        "--redo",
+        choices=["prepare", "train", "generate", "evaluate"],
+        metavar="STAGE",
+        help="discard the results of prepare, train, generate or evaluate and of what follows, and do them again",
+    )
+    run.add_argument("--dry-run", action="store_true", help="only print what would be done and an estimate of its cost")
+    _command(commands, "status", _status, "TABLE_OR_EXPERIMENT", "print how far each stage of each row is")
+    _command(commands, "show", _show, "EXPERIMENT", "print every key of an experiment and the file that set it")
+    return top
+
+
+def _command(commands, name: str, do, target: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    command.add_argument("target", metavar=target, help="a file such as experiments/table1.yaml, or its name: table1")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides, as train.max_steps=10")
+    command.add_argument("--profile", default="phantom", help="data, size and device: experiments/profiles/ (phantom)")
+    command.add_argument("--seed", type=int, default=0, help="of training and sampling (0)")
+    command.set_defaults(do=do)
+    return command
+
+
+def _run(options: argparse.Namespace) -> int:
+    from experiments import pipeline
+
+    return pipeline.run(_request(options, redo=options.redo, jobs=options.jobs, dry_run=options.dry_run))
+
+
+def _status(options: argparse.Namespace) -> int:
+    from experiments import pipeline
+
+    print(pipeline.status(_request(options)))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from experiments.load import describe, load
+
+    loaded = load(options.target, options.profile, options.overrides, options.seed, complete=False)
+    print(describe(loaded), end="")
+    return 0
+
+
+def _request(options: argparse.Namespace, **more):
+    from experiments.pipeline import Request
+
+    return Request(options.target, options.profile, options.seed, tuple(options.overrides), **more)
+
+
+if __name__ == "__main__":
+    run_command(main)

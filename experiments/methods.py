@@ -1,0 +1,131 @@
+"""The only table of methods: what each reads at test time, how it is trained and loaded, what its results depend on.
+
+Functions are named by "module:function" and imported when they are called, so that a command line stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trace_lightning.config import Experiment
+from trace_lightning.errors import UserError
+
+DATA_CODE = ("trace_lightning/data/**/*.py", "trace_lightning/anatomy/*.py", "trace_lightning/artifacts.py")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the pipeline knows of a method.
+
+    Attributes:
+        inputs: experiment -> what is read of a test case: "mask", "text", "length". Nothing else is handed over.
+        train: `(experiment, folder, progress) -> None`; goes on from what it finds in the folder and leaves
+            `model.safetensors` and `training.json` there.
+        load: `(experiment, training_folder) -> VolumeGenerator`.
+        cost: `(experiment, num_steps) -> dict` with train_seconds, generate_seconds_per_slice, parameters and
+            memory_bytes.
+        training_keys: the keys that a training depends on; rows that agree in them share one.
+        generation_keys: the keys that generation depends on besides its training.
+        training_code: the files whose code a training depends on, besides those of the data.
+        generation_code: likewise of generation, besides those of the training.
+    """
+
+    inputs: Callable[[Experiment], tuple[str, ...]]
+    train: str
+    load: str
+    cost: str
+    training_keys: Callable[[Experiment], dict[str, Any]]
+    generation_keys: Callable[[Experiment], dict[str, Any]]
+    training_code: tuple[str, ...]
+    generation_code: tuple[str, ...]
+
+
+def trace_inputs(experiment: Experiment) -> tuple[str, ...]:
+    """Return what TRACE reads of a test case: only anatomical guidance looks at the mask and the report."""
+    return ("mask", "text", "length") if experiment.model.anatomical_guidance else ("length",)
+
+
+def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
+    """Return the keys that TRACE's training depends on, without those that cannot matter for this experiment."""
+    keys = {
+        "method": experiment.method,
+        "seed": experiment.seed,
+        "data": asdict(experiment.data),
+        "text": asdict(experiment.text),
+        "model": asdict(experiment.model),
+        "diffusion": asdict(experiment.diffusion),
+        "train": asdict(experiment.train),
+    }
+    model, train = experiment.model, experiment.train
+    moot = ["data.root", "data.num_test_patients", "data.num_workers"]
+    moot += ["train.log_every_steps", "train.checkpoint_every_steps"]
+    if not model.paired_frames:
+        moot += ["data.skips"]
+    if not model.anatomical_guidance:
+        moot += ["data.mask_source", "train.text_dropout"]
+    if not model.flow:
+        moot += ["data.flow_source", "train.mask_flow", "train.flow_dropout"]
+    if not (model.paired_frames and model.anatomical_guidance):
+        moot += ["train.guidance_training"]
+    if train.max_steps is not None:
+        moot += ["train.epochs"]
+    return without(keys, moot)
+
+
+def trace_generation_keys(experiment: Experiment) -> dict[str, Any]:
+    """Return the keys that TRACE's sampling depends on besides its training."""
+    keys = {"seed": experiment.seed, "sample": asdict(experiment.sample)}
+    moot = ["sample.volumes_abreast"]
+    if experiment.sample.sampler == "independent":
+        moot += ["sample.line9_frame", "sample.gamma", "sample.smoothing_sigma"]
+    return without(keys, moot)
+
+
+METHODS = {
+    "trace": Method(
+        inputs=trace_inputs,
+        train="trace_lightning.training:train",
+        load="trace_lightning.generation:load_generator",
+        cost="trace_lightning.cost:estimate",
+        training_keys=trace_training_keys,
+        generation_keys=trace_generation_keys,
+        training_code=(
+            "trace_lightning/module.py",
+            "trace_lightning/training.py",
+            "trace_lightning/models/*.py",
+            "trace_lightning/sampling/guidance_map.py",
+        ),
+        generation_code=("trace_lightning/generation.py", "trace_lightning/sampling/*.py"),
+    ),
+}
+
+
+def method_of(experiment: Experiment) -> Method:
+    """Return the method of an experiment.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if experiment.method not in METHODS:
+        raise UserError(f"experiment {experiment.name}: no method {experiment.method!r}; there are {sorted(METHODS)}")
+    return METHODS[experiment.method]
+
+
+def resolve(dotted: str) -> Callable[..., Any]:
+    """Import a function named "module:function"."""
+    module, _, name = dotted.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def without(keys: dict[str, Any], moot: list[str]) -> dict[str, Any]:
+    """Return nested keys without those named by dotted keys."""
+    kept = {}
+    for key, value in keys.items():
+        if key in moot:
+            continue
+        below = [name.removeprefix(f"{key}.") for name in moot if name.startswith(f"{key}.")]
+        kept[key] = without(value, below) if isinstance(value, dict) else value
+    return kept

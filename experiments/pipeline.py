@@ -1,0 +1,280 @@
+"""Runs the rows of a table: what is done is kept, what is left is spread over worker processes, the table is printed.
+
+Killed at any moment, the same command goes on. What a stage printed is in `run.log` beside its results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments import load, plan
+from experiments.load import Loaded, Row, Table
+from experiments.progress import FILE, Display, duration, label, report_of
+from experiments.stamps import check
+from experiments.tasks import GROUND_TRUTH, STAGES, Folders, Task, depends, discard, tasks_of
+from experiments.workers import Outcome, Workers, wait_until_gone
+from trace_lightning.artifacts import sweep_temporary, write_json, write_text
+from trace_lightning.errors import UserError
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+        target: a table or an experiment, by name or path.
+        profile: name of the profile.
+        seed: of training and sampling.
+        overrides: key=value pairs.
+        redo: the stage from which on everything is done again.
+        jobs: rows worked on at once; None: the profile's `run.jobs`.
+        dry_run: only say what would be done.
+    """
+
+    target: str
+    profile: str = "phantom"
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    redo: str | None = None
+    jobs: int | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request after loading: the table, its rows and their tasks."""
+
+    table: Table
+    rows: list[Loaded]
+    tasks: list[Task]
+    folders: Folders
+
+    @property
+    def row_names(self) -> list[str]:
+        """The names of the rows that there is something to do for, in the table's order."""
+        names = [row.experiment or row.source for row in self.table.rows if row.source != "published"]
+        return list(dict.fromkeys(names))
+
+
+def run(request: Request) -> int:
+    """Do what is left of a table or an experiment and print the table; return the exit code.
+
+    Raises:
+        UserError: anything wrong that can be seen before the work starts.
+    """
+    resolved = resolve(request)
+    folders, run_keys = resolved.folders, resolved.rows[0].experiment.run
+    jobs = request.jobs or run_keys.jobs
+    with contextlib.nullcontext() if request.dry_run else alone(folders.profile):
+        left, unavailable = plan.pending(resolved.tasks, request.redo)
+        if resolved.rows[0].scratch:
+            print(f"with {', '.join(resolved.rows[0].overrides)}: results go to {folders.profile}, no table reads them")
+        outcomes = {key: Outcome("unavailable", message=reason) for key, reason in unavailable.items()}
+        if left or request.dry_run:
+            print(plan.describe(resolved.tasks, left, jobs), flush=True)
+        if left:
+            with Workers(min(jobs, len(left)), run_keys.threads, folders.profile / ".workers") as workers:
+                seconds = _estimate(workers, left, jobs, folders.profile / "run.log")
+                if not request.dry_run:
+                    for task in reversed(left):
+                        (task.folder / "unavailable.json").unlink(missing_ok=True)
+                        if request.redo:
+                            discard(task)
+                    _write_configs(resolved)
+                    outcomes |= work(left, workers, seconds, resolved.row_names)
+        if request.dry_run:
+            return 0
+        _mark_unavailable(resolved, outcomes)
+        print_table(resolved)
+        return report(resolved.tasks, outcomes)
+
+
+def resolve(request: Request) -> Resolved:
+    """Load and check everything that a request names; a single experiment is a table of the real volumes and itself."""
+    path = load.find(request.target)
+    if load.is_table(path):
+        table = load.load_table(path)
+    else:
+        rows = (Row("GT", source=GROUND_TRUTH), Row(path.stem, path.stem))
+        table = replace(load.load_table("table1"), name=path.stem, title="", published=None, rows=rows, path=path)
+    rows = [
+        load.load(path.with_name(f"{name}.yaml"), request.profile, request.overrides, request.seed)
+        for name in table.experiments
+    ]
+    if not rows:
+        raise UserError(f"{load.shown(path)}: no row names an experiment, so there is nothing to run")
+    ground_truth = any(row.source == GROUND_TRUTH for row in table.rows)
+    return Resolved(table, rows, tasks_of(rows, ground_truth), Folders.of(rows[0]))
+
+
+def work(left: Sequence[Task], workers: Workers, seconds: dict[Any, float], rows: Sequence[str]) -> dict[Any, Outcome]:
+    """Do tasks as their needs are met, those with the longest way to go first; a failing row stops no other."""
+    ways = plan.ways_to_go(left, seconds)
+    waiting = sorted(left, key=lambda task: -ways[task.key])
+    pending = {task.key for task in left}
+    running: dict[Any, tuple[Task, float]] = {}
+    outcomes: dict[Any, Outcome] = {}
+    with Display(rows) as display:
+        while waiting or running:
+            for task in list(waiting):
+                needs = [outcomes.get(need.key) for need in task.needs if need.key in pending]
+                failed = next((need for need in needs if need and need.state != "done"), None)
+                if failed:
+                    outcomes[task.key] = failed
+                    waiting.remove(task)
+                elif None not in needs and workers.free:
+                    (task.folder / FILE).unlink(missing_ok=True)
+                    workers.call(task.key, "experiments.stages:execute", task, task.log)
+                    running[task.key] = task, time.monotonic()
+                    waiting.remove(task)
+            for key, outcome in workers.finished(POLL_S):
+                task, started = running.pop(key)
+                outcomes[key] = outcome
+                ended = "done" if outcome.state == "done" else f"{outcome.state}: {outcome.message}"
+                display.say(f"{label(task)}: {task.name} {ended} ({duration(time.monotonic() - started)})")
+            rows_done = sum(not any(row in task.rows for task in [*waiting, *_tasks(running)]) for row in rows)
+            display.update(_tasks(running), rows_done)
+    return outcomes
+
+
+def report(tasks: Sequence[Task], outcomes: dict[Any, Outcome]) -> int:
+    """Say which rows are missing and why; return 0, 2 if only the user can mend it, 1 if something broke."""
+    failures: dict[str, list[str]] = {}
+    code = 0
+    for task in tasks:
+        outcome = outcomes.get(task.key)
+        if outcome is None or outcome.state == "done" or any(outcomes.get(n.key) is outcome for n in task.needs):
+            continue
+        where = f" (see {task.log})" if outcome.state == "broken" else ""
+        failures.setdefault(f"{outcome.message}{where}", []).extend(task.rows)
+        code = {"unavailable": code, "refused": code or 2, "broken": 1}[outcome.state]
+        failures[f"{outcome.message}{where}"] = [*dict.fromkeys(failures[f"{outcome.message}{where}"])]
+    for message, rows in failures.items():
+        print(f"{', '.join(rows)}: {message}", flush=True)
+    return code
+
+
+def status(request: Request) -> str:
+    """Return the state of each stage of each row."""
+    resolved = resolve(request)
+    active = _holder(resolved.folders.profile) is not None
+    table = [["row", *STAGES]]
+    for name in resolved.row_names:
+        of_row = {task.stage: task for task in resolved.tasks if name in task.rows and task.name != "reference"}
+        table.append([name, *(_state(of_row[stage], active) if stage in of_row else "" for stage in STAGES)])
+    widths = [max(len(line[i]) for line in table) for i in range(len(STAGES) + 1)]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a profile's runs, wait for workers of a killed run, and sweep what they left half-written.
+
+    Raises:
+        UserError: another run holds it; says which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder}: another run works here ({file.read().strip()}); wait for it or end it"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        wait_until_gone(folder / ".workers")
+        sweep_temporary(folder)
+        yield
+
+
+def print_table(resolved: Resolved) -> None:
+    """Print the table from the scores on disk, and write it below the profile's runs."""
+    from evaluation.table import make_table
+
+    table, folders = resolved.table, resolved.folders
+    path = table.path
+    if not load.is_table(path):
+        path = folders.profile / table.name / "table.yaml"
+        rows = [{key: value for key, value in asdict(row).items() if value} for row in table.rows]
+        for row in rows:
+            row.pop("source" if "experiment" in row else "experiment", None)
+        keys = {"name": table.name, "columns": table.columns, "companions": table.companions, "rows": rows}
+        write_json(path, keys)  # JSON is YAML
+    make_table(path, folders.profile.name, (folders.seed,), folders.profile.parent)
+
+
+def _estimate(workers: Workers, left: Sequence[Task], jobs: int, log: Path) -> dict[Any, float]:
+    """Measure what the rows cost, each worker a share, print the estimate, and return seconds by task."""
+    experiments = {task.experiment.name: task.experiment for task in left}
+    available = [e for e in experiments.values() if isinstance(plan.cases_or_reason(e), plan.Cases)]
+    for share in range(len(workers.free)):
+        workers.call(share, "experiments.plan:survey", available[share :: workers.number], log)
+    costs: dict[str, dict[str, float]] = {}
+    while workers.busy:
+        for _, outcome in workers.finished(None):
+            if outcome.state != "done":
+                raise UserError(f"the cost of the rows cannot be estimated: {outcome.message} (see {log})")
+            costs |= outcome.value
+    print(f"  estimate: {plan.estimate(left, costs, jobs)}", flush=True)
+    return plan.seconds_by_task(left, costs)
+
+
+def _write_configs(resolved: Resolved) -> None:
+    """Keep the resolved config with every run, for people and for programs."""
+    for row in resolved.rows:
+        folder = resolved.folders.run(row.experiment.name)
+        write_text(folder / "config.yaml", load.describe(row))
+        write_json(folder / "config.json", asdict(row.experiment))
+
+
+def _mark_unavailable(resolved: Resolved, outcomes: dict[Any, Outcome]) -> None:
+    """Leave the reason where the table looks for scores, and where the next run looks before it tries again."""
+    for task in resolved.tasks:
+        outcome = outcomes.get(task.key)
+        path = task.folder / "unavailable.json"
+        if outcome and outcome.state == "unavailable":
+            write_json(path, {"reason": outcome.message, "depends": depends(task)})
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _holder(folder: Path) -> str | None:
+    """Return who works in a folder, if anybody does."""
+    if not (folder / ".lock").is_file():
+        return None
+    with (folder / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip()
+    return None
+
+
+def _state(task: Task, active: bool) -> str:
+    if (task.folder / "unavailable.json").is_file():
+        return "unavailable"
+    try:
+        state = check(task.folder, task.name, depends(task), task.stage)
+    except UserError:
+        return "changed"
+    if state != "begun":
+        return "done" if state == "done" else "-"
+    progress = report_of(task)
+    how_far = f" {progress.done}/{progress.total}" if progress else ""
+    return f"{'running' if active else 'stopped'}{how_far}"
+
+
+def _tasks(running: dict[Any, tuple[Task, float]]) -> list[Task]:
+    return [task for task, _ in running.values()]

@@ -1,0 +1,234 @@
+"""The work itself, done in a worker: prepare, reference, train, generate, evaluate. Each goes on from what it finds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from experiments import stamps
+from experiments.methods import method_of, resolve
+from experiments.progress import ProgressFile
+from experiments.tasks import Task, depends
+from trace_lightning.artifacts import (
+    case_id_of,
+    digest,
+    file_digest,
+    provenance_path,
+    read_json,
+    write_json,
+    write_labels,
+    write_volume,
+)
+from trace_lightning.config import Experiment
+from trace_lightning.protocol import Case, Progress
+
+WEIGHTS = "model.safetensors"
+PACKAGES = (
+    "trace-lightning",
+    "torch",
+    "lightning",
+    "diffusers",
+    "open-clip-torch",
+    "monai",
+    "nibabel",
+    "numpy",
+    "scipy",
+)
+
+
+def execute(task: Task) -> bool:
+    """Do a task unless its stamp says that it is done; return whether there was anything to do.
+
+    Raises:
+        UserError: it was done or begun with something else.
+        NotEnoughPatients: it asks for more patients than there are.
+    """
+    needed = depends(task)
+    if stamps.check(task.folder, task.name, needed, task.stage) == "done":
+        return False
+    print(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} {task.name} for {', '.join(task.rows)}", flush=True)
+    stamps.begin(task.folder, task.name, needed)
+    started = time.monotonic()
+    produced = WORK[task.name](task, ProgressFile(task))
+    stamps.finish(task.folder, task.name, needed, produced, time.monotonic() - started)
+    return True
+
+
+def prepare(task: Task, progress: Progress) -> dict[str, Any]:
+    """Fill the cache that trainings and references read."""
+    from trace_lightning.data import cache
+
+    split = cache.prepare(task.experiment, progress).split
+    return {
+        "train": [scan.case_id for scan in split.train],
+        "val": [scan.case_id for scan in split.val],
+        "test": [scan.case_id for scan in split.test],
+        "excluded": {exclusion.case_id: exclusion.reason for exclusion in split.excluded},
+    }
+
+
+def reference(task: Task, progress: Progress) -> dict[str, Any]:
+    """Write the real volumes of the test split, and their masks on the model's grid."""
+    from trace_lightning.data import cache
+
+    test = cache.test_cases(task.experiment)
+    for done, case in enumerate(test, start=1):
+        write_labels(task.folder / "masks" / f"{case.case_id}.nii.gz", case.labels, case.grid)
+        write_volume(
+            task.folder / "volumes" / f"{case.case_id}.nii.gz",
+            cache.reference_volume(task.experiment, case.case_id),
+            {"experiment": "ground_truth", "case_id": case.case_id, "profile": task.experiment.profile},
+        )
+        progress(done, len(test), case.case_id)
+    return {"volumes": _digests(task.folder / "volumes"), "masks": _digests(task.folder / "masks")}
+
+
+def train(task: Task, progress: Progress) -> dict[str, Any]:
+    """Train the method in a folder that rows share."""
+    resolve(method_of(task.experiment).train)(task.experiment, task.folder, progress)
+    write_json(task.folder / "env.json", environment())
+    return {"checkpoint": file_digest(task.folder / WEIGHTS)}
+
+
+def generate(task: Task, progress: Progress) -> dict[str, Any]:
+    """Write the volumes of all test cases; those that are there, made in the same way, are kept."""
+    from trace_lightning.data import cache
+
+    experiment, method = task.experiment, method_of(task.experiment)
+    training = next(need.folder for need in task.needs if need.name == "train")
+    reference_to = {"folder": os.path.relpath(training, task.folder / "train"), "digest": training.name}
+    write_json(task.folder / "train" / "training.json", reference_to)
+    made_by = provenance(experiment, training, digest(depends(task)))
+    todo, kept, total = [], 0, 0
+    for case in cache.test_cases(experiment):
+        total += case.grid.shape[0]
+        path = task.folder / "volumes" / f"{case.case_id}.nii.gz"
+        if path.is_file() and read_json(provenance_path(path)).get("depends_digest") == made_by["depends_digest"]:
+            kept += case.grid.shape[0]
+        else:
+            path.unlink(missing_ok=True)
+            todo.append(only(case, method.inputs(experiment)))
+    if todo:
+        generator = resolve(method.load)(experiment, training)
+        seeds = [case_seed(experiment.seed, case.case_id) for case in todo]
+        progress(kept, total)
+        results = generator.generate(todo, seeds, lambda done, _, note="": progress(kept + done, total, note))
+        for case, seed, generated in zip(todo, seeds, results, strict=True):
+            made = {
+                "case_id": case.case_id,
+                "case_seed": seed,
+                "prompt": case.prompt,
+                "num_slices": case.grid.shape[0],
+                "evaluations_per_slice": generated.evaluations_per_slice,
+                "seconds": round(generated.seconds, 4),
+                "peak_memory_bytes": generated.peak_memory_bytes,
+                "details": generated.details,
+            }
+            write_volume(task.folder / "volumes" / f"{case.case_id}.nii.gz", generated.volume, made_by | made)
+    write_json(task.folder / "env.json", environment())
+    return {"volumes": _digests(task.folder / "volumes")}
+
+
+def evaluate(task: Task, progress: Progress) -> dict[str, Any]:
+    """Score the volumes of a row against the real ones; the real ones against themselves, without masks."""
+    from evaluation.score import score
+    from evaluation.settings import Settings
+
+    real = next(need.folder for need in task.needs if need.name == "reference")
+    scores = task.folder / "scores"
+    masks = None if real == task.folder else real / "masks"
+    settings = Settings(**asdict(task.experiment.evaluate), mask_source=task.experiment.data.mask_source)
+    score(task.folder / "volumes", real / "volumes", scores, masks, settings=settings, progress=progress)
+    return {"summary": file_digest(scores / "summary.json")}
+
+
+WORK: dict[str, Callable[[Task, Progress], dict[str, Any]]] = {
+    "prepare": prepare,
+    "reference": reference,
+    "train": train,
+    "generate": generate,
+    "evaluate": evaluate,
+}
+
+
+def only(case: Case, inputs: tuple[str, ...]) -> Case:
+    """Return a case with nothing but what a method reads at test time."""
+    return replace(
+        case, labels=case.labels if "mask" in inputs else None, prompt=case.prompt if "text" in inputs else ""
+    )
+
+
+def case_seed(seed: int, case_id: str) -> int:
+    """Return the seed of a volume: from the run's seed and the case alone, whatever else is generated."""
+    return int(digest([seed, case_id]), 16) % 2**63
+
+
+def provenance(experiment: Experiment, training: Path, depends_digest: str) -> dict[str, Any]:
+    """Return what is the same for all volumes of a row; kept beside each of them."""
+    from trace_lightning.data.text import describe
+
+    inputs, record = method_of(experiment).inputs(experiment), read_json(training / "training.json")
+    return {
+        "experiment": experiment.name,
+        "method": experiment.method,
+        "title": experiment.title,
+        "notes": experiment.notes,
+        "profile": experiment.profile,
+        "seed": experiment.seed,
+        "inputs": list(inputs),
+        "text": describe(experiment.text) if "text" in inputs else "no text",
+        "sample": method_of(experiment).generation_keys(experiment),
+        "training": training.name,
+        "train_peak_memory_bytes": record.get("peak_memory_bytes"),
+        "checkpoint_digest": file_digest(training / WEIGHTS),
+        "depends_digest": depends_digest,
+        "packages": packages(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result was made with: code, packages, machine."""
+    return {
+        "git": git_state(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpu": gpu_name(),
+        "packages": packages(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return the commit and whether files differ from it; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(stamps.ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def gpu_name() -> str | None:
+    """Return the name of the CUDA device, if the method loaded torch and there is one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of the packages that matter to results."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {case_id_of(path): file_digest(path) for path in sorted(folder.glob("*.nii.gz"))}

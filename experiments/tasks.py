@@ -1,0 +1,256 @@
+"""What there is to do for the rows of a table: tasks, where their files are, and what each depends on.
+
+Layout below `runs/` (or `runs/scratch/<overrides>/`):
+
+    <profile>/prepared/<digest>/               stamp of a prepared cache
+    <profile>/trainings/<digest>/              a training, shared by all rows that agree in what it depends on
+    <profile>/ground_truth/seed<k>/            real volumes of the test split, their masks and scores
+    <profile>/<experiment>/seed<k>/            config, train/ (refers to the training), volumes/, scores/
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.load import Loaded
+from experiments.methods import DATA_CODE, method_of, without
+from experiments.stamps import code_digests, fingerprint
+from trace_lightning.artifacts import digest, file_digest
+from trace_lightning.config import Experiment
+from trace_lightning.errors import UserError
+
+STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
+GROUND_TRUTH = "ground_truth"
+EVALUATION_CODE = ("evaluation/*.py", "trace_lightning/anatomy/*.py", "trace_lightning/artifacts.py")
+PRINTING = tuple(f"evaluation/{name}.py" for name in ("table", "render", "montage", "__main__"))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage of one or several rows.
+
+    Attributes:
+        name: its kind: a stage, or `reference` (the real volumes of the test split, redone with `prepare`).
+        experiment: the keys it works with.
+        folder: where its stamp, log and results are.
+        needs: the tasks that must be done before.
+        rows: the names of the rows that wait for it.
+        overrides: those of the command line, for messages.
+    """
+
+    name: str
+    experiment: Experiment
+    folder: Path
+    needs: tuple[Task, ...] = ()
+    rows: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, Path]:
+        """What identifies the task."""
+        return self.name, self.folder
+
+    @property
+    def stage(self) -> str:
+        """The stage that `--redo` names."""
+        return "prepare" if self.name == "reference" else self.name
+
+    @property
+    def log(self) -> Path:
+        """The file that takes what the work prints."""
+        return self.folder / "run.log"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the files of one profile and seed are."""
+
+    profile: Path
+    seed: int
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> Folders:
+        """Return the folders of a resolved experiment: overrides that change results have folders of their own."""
+        run = loaded.experiment.run
+        root = Path(run.runs_dir)
+        if loaded.scratch:
+            text = ",".join(loaded.overrides)
+            root = root / "scratch" / f"{re.sub(r'[^A-Za-z0-9_.=,+-]', '', text)[:80]}-{digest(text)[:6]}"
+        return cls(root / loaded.experiment.profile, loaded.experiment.seed)
+
+    def run(self, experiment: str) -> Path:
+        """Return the folder of a row."""
+        return self.profile / experiment / f"seed{self.seed}"
+
+    @property
+    def ground_truth(self) -> Path:
+        """The folder of the real volumes."""
+        return self.run(GROUND_TRUTH)
+
+
+def tasks_of(rows: Sequence[Loaded], ground_truth: bool) -> list[Task]:
+    """Return the tasks of a table's rows, each after those it needs; what rows share is one task.
+
+    Args:
+        rows: the resolved experiments, of one profile and seed.
+        ground_truth: whether the real volumes are scored too, as a row of their own.
+
+    Raises:
+        UserError: two rows are tested on different data.
+    """
+    _refuse_other_tests([row.experiment for row in rows])
+    folders = Folders.of(rows[0])
+    prepares: dict[Path, list[Experiment]] = {}
+    trainings: dict[Path, list[Experiment]] = {}
+    for row in rows:
+        experiment = row.experiment
+        prepares.setdefault(_prepared(folders, experiment), []).append(experiment)
+        trainings.setdefault(_training(folders, experiment), []).append(experiment)
+
+    def names(experiments: Sequence[Experiment]) -> tuple[str, ...]:
+        return tuple(experiment.name for experiment in experiments)
+
+    prepare = {folder: Task("prepare", group[0], folder, (), names(group)) for folder, group in prepares.items()}
+    # The row that asks for the fewest patients is there if any row is.
+    modest = min((row.experiment for row in rows), key=num_patients)
+    waiting = names([row.experiment for row in rows]) + ((GROUND_TRUTH,) if ground_truth else ())
+    reference = Task("reference", modest, folders.ground_truth, (prepare[_prepared(folders, modest)],), waiting)
+    train = {
+        folder: Task("train", group[0], folder, (prepare[_prepared(folders, group[0])],), names(group))
+        for folder, group in trainings.items()
+    }
+    tasks = [*prepare.values(), reference, *train.values()]
+    if ground_truth:
+        tasks.append(Task("evaluate", modest, folders.ground_truth, (reference,), (GROUND_TRUTH,)))
+    for row in rows:
+        experiment, folder = row.experiment, folders.run(row.experiment.name)
+        needs = (prepare[_prepared(folders, experiment)], train[_training(folders, experiment)], reference)
+        generate = Task("generate", experiment, folder, needs, (experiment.name,))
+        tasks += [generate, Task("evaluate", experiment, folder, (generate, reference), (experiment.name,))]
+    return tasks
+
+
+def depends(task: Task) -> dict[str, dict[str, Any]]:
+    """Return what a task's result depends on: keys, code, and the results of the tasks it needs (None: not there)."""
+    keys, code = _KEYS[task.name](task.experiment), _code(task)
+    upstream = {need.name: fingerprint(need.folder, need.name) for need in task.needs if need.name != "prepare"}
+    return {"config": dict(_flat(keys)), "code": code_digests(code, without=PRINTING), "upstream": upstream}
+
+
+def discard(task: Task) -> None:
+    """Remove a task's result, stamps first, and for `prepare` the cache behind it."""
+    for name in (f"{task.name}.json", f"{task.name}.begun.json", "unavailable.json"):
+        (task.folder / name).unlink(missing_ok=True)
+    results = {
+        "prepare": _cached,
+        "reference": lambda task: [task.folder / "volumes", task.folder / "masks"],
+        "train": lambda task: [task.folder],
+        "generate": lambda task: [task.folder / "volumes"],
+        "evaluate": lambda task: [task.folder / "scores"],
+    }
+    for folder in results[task.name](task):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+
+def num_patients(experiment: Experiment) -> float:
+    """Return how many training patients a row asks for."""
+    return experiment.data.num_train_patients * experiment.data.train_fraction
+
+
+def _prepared(folders: Folders, experiment: Experiment) -> Path:
+    return folders.profile / "prepared" / digest(prepare_keys(experiment))
+
+
+def _training(folders: Folders, experiment: Experiment) -> Path:
+    return folders.profile / "trainings" / digest(training_keys(experiment))
+
+
+def prepare_keys(experiment: Experiment) -> dict[str, Any]:
+    """Return the keys that the prepared data depends on; flow is prepared for the rows that use it."""
+    moot = ["data.root", "data.num_workers"]
+    moot += ["data.phantom"] if experiment.data.root else []
+    moot += [] if experiment.model.flow else ["data.skips"]
+    keys = without({"data": asdict(experiment.data)}, moot)
+    return {**keys, "model": {"flow": experiment.model.flow}, "files": _files(experiment)}
+
+
+def training_keys(experiment: Experiment) -> dict[str, Any]:
+    """Return the keys that a training depends on, and the files of its data."""
+    keys = method_of(experiment).training_keys(experiment)
+    return {**without(keys, ["data.phantom"] if experiment.data.root else []), "files": _files(experiment)}
+
+
+def generate_keys(experiment: Experiment) -> dict[str, Any]:
+    """Return the keys that generated volumes depend on, those of the training among them."""
+    return training_keys(experiment) | method_of(experiment).generation_keys(experiment)
+
+
+def test_keys(experiment: Experiment) -> dict[str, Any]:
+    """Return the keys that the real volumes of the test split depend on."""
+    of_training = ["train_fraction", "num_train_patients", "num_val_patients", "skips", "flow_source", "flow_stride"]
+    return without(prepare_keys(experiment), ["model", *(f"data.{key}" for key in of_training)])
+
+
+_KEYS = {
+    "prepare": prepare_keys,
+    "reference": test_keys,
+    "train": training_keys,
+    "generate": generate_keys,
+    "evaluate": lambda experiment: {"evaluate": asdict(experiment.evaluate)},
+}
+
+
+def _cached(task: Task) -> list[Path]:
+    from trace_lightning.data import cache
+
+    tree = [] if task.experiment.data.root else [cache.data_root(task.experiment)]
+    return [cache.volumes_folder(task.experiment), *tree]
+
+
+def _code(task: Task) -> tuple[str, ...]:
+    method = method_of(task.experiment)
+    return {
+        "prepare": DATA_CODE,
+        "reference": DATA_CODE,
+        "train": (*DATA_CODE, *method.training_code),
+        "generate": (*DATA_CODE, *method.training_code, *method.generation_code),
+        "evaluate": EVALUATION_CODE,
+    }[task.name]
+
+
+def _files(experiment: Experiment) -> dict[str, str]:
+    """Return what identifies data on disk: its tables, by content. The folder may move."""
+    return _table_digests(Path(experiment.data.root)) if experiment.data.root else {}
+
+
+@cache
+def _table_digests(root: Path) -> dict[str, str]:
+    if not (root / "dataset").is_dir():
+        raise UserError(f"data.root={root}: no such folder, or no dataset/ in it (CT-RATE's layout)")
+    tables = sorted(path for kind in ("*.csv", "*.txt") for path in (root / "dataset").glob(f"*/{kind}"))
+    return {str(path.relative_to(root)): file_digest(path) for path in tables}
+
+
+def _refuse_other_tests(experiments: Sequence[Experiment]) -> None:
+    first = dict(_flat(test_keys(experiments[0])))
+    for other in experiments[1:]:
+        for key, value in _flat(test_keys(other)):
+            if first.get(key) != value:
+                raise UserError(
+                    f"{experiments[0].name} and {other.name} are tested on different data ({key}: {first.get(key)} "
+                    f"and {value}); the rows of a table share their test data"
+                )
+
+
+def _flat(keys: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
