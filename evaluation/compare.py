@@ -1,0 +1,125 @@
+"""Compares two methods on the same cases, volume by volume, over one or several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from evaluation.metrics import metric
+from evaluation.render import console_of
+from evaluation.score import SUMMARY
+from evaluation.uncertainty import Paired, paired
+from trace_lightning.artifacts import read_json
+from trace_lightning.errors import UserError
+
+DEFAULT_METRICS = (
+    "dice",
+    "hd95_mm",
+    "mask_dice_lung",
+    "mask_dice_bone",
+    "skill_lung",
+    "skill_bone",
+    "adjacent_difference_hu",
+    "border_difference_hu",
+    "within_difference_hu",
+    "lung_correlation_z1",
+    "lung_texture_ratio",
+)
+
+
+def compare(
+    runs: Sequence[tuple[Path, Path]], names: Sequence[str] = DEFAULT_METRICS, samples: int = 1000
+) -> dict[str, Paired | None]:
+    """Compare A with B, pooled over pairs of runs (seeds).
+
+    Args:
+        runs: (run A, run B) folders with `scores/` in them, one pair a seed.
+        names: metrics.
+        samples: bootstrap samples.
+
+    Returns:
+        Metric -> comparison, or None where the volumes have no such number.
+
+    Raises:
+        UserError: a run is not scored, or the two were scored on other cases or by another protocol.
+    """
+    pairs = [(_load(a), _load(b)) for a, b in runs]
+    first = pairs[0][0]
+    for pair, (a, b) in zip(runs, pairs, strict=True):
+        if a["cases"].keys() != b["cases"].keys():
+            odd = ", ".join(sorted(a["cases"].keys() ^ b["cases"].keys()))
+            raise UserError(
+                f"{pair[0]} and {pair[1]} were scored on other cases ({odd}); a paired comparison needs the same"
+            )
+        for run, scores in zip(pair, (a, b), strict=True):
+            if scores["protocol_digest"] != first["protocol_digest"]:
+                raise UserError(f"{run} and {runs[0][0]} were scored by different protocols; score them again alike")
+    for name in names:
+        if metric(name) is None:
+            raise UserError(f"{name!r} is no metric; see `metrics` of {runs[0][0]}/scores/{SUMMARY}")
+    return {name: _paired(name, pairs, samples) for name in names}
+
+
+def _load(run: Path) -> dict:
+    scores = Path(run) / "scores" if (Path(run) / "scores").is_dir() else Path(run)
+    if not (scores / SUMMARY).exists():
+        raise UserError(f"{run}: holds no scores/{SUMMARY}; score its volumes first")
+    summary = read_json(scores / SUMMARY)
+    cases = {case_id: read_json(scores / "per_case" / f"{case_id}.json")["measures"] for case_id in summary["cases"]}
+    return {"protocol_digest": summary["protocol_digest"], "cases": cases}
+
+
+def _paired(name: str, pairs: Sequence[tuple[dict, dict]], samples: int) -> Paired | None:
+    spec = metric(name)
+    values = [
+        (a["cases"][case_id].get(spec.name), b["cases"][case_id].get(spec.name), case_id)
+        for a, b in pairs
+        for case_id in a["cases"]
+    ]
+    both = [value for value in values if value[0] is not None and value[1] is not None]
+    return paired(*zip(*both, strict=True), samples) if both else None
+
+
+def show(found: dict[str, Paired | None], runs: Sequence[tuple[Path, Path]]) -> None:
+    """Print a comparison."""
+    from rich import box
+    from rich.table import Table
+
+    console = console_of()
+    for a, b in runs:
+        console.print(f"A = {a}   B = {b}", markup=False)
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column("", no_wrap=True)
+    for head in ("A", "B", "A - B", "95 %", "A / B", "95 %", "A lower"):
+        grid.add_column(head, justify="right", no_wrap=True)
+    for name, result in found.items():
+        if result is None:
+            grid.add_row(name, "-")
+            continue
+        ratio = "-" if result.ratio is None else f"{result.ratio:.3f}"
+        grid.add_row(
+            name,
+            f"{result.mean_a:.3f}",
+            f"{result.mean_b:.3f}",
+            f"{result.difference:+.3f}",
+            _extent(result.difference_interval),
+            ratio,
+            _extent(result.ratio_interval),
+            f"{result.lower}/{result.volumes}",
+        )
+    console.print(grid)
+    cases = max((result.cases for result in found.values() if result), default=0)
+    console.print(
+        f"{cases} cases, {len(runs)} pair(s) of runs; bootstrap over cases; A / B: mean of the volumes' ratios"
+    )
+
+
+def _extent(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.3f} … {bounds[1]:.3f}"
+
+
+def to_json(found: dict[str, Paired | None], runs: Sequence[tuple[Path, Path]]) -> dict:
+    """Return a comparison, JSON-ready."""
+    results = {name: None if result is None else asdict(result) for name, result in found.items()}
+    return {"runs": [[str(a), str(b)] for a, b in runs], "metrics": results}

@@ -1,0 +1,323 @@
+"""Gathers a table from a YAML file and the score files of its rows.
+
+Reads `<runs>/<profile>/<experiment>/seed<k>/scores/summary.json` (the real volumes under `ground_truth`) and nothing of
+the code that made them. A row that could not be run says why in `unavailable.json` beside its `scores/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.metrics import Metric, metric
+from evaluation.score import SUMMARY
+from trace_lightning.artifacts import read_json
+from trace_lightning.errors import UserError
+
+GROUND_TRUTH, PUBLISHED = "ground_truth", "published"
+COSTS = ("slices_per_second", "evaluations_per_slice", "peak_memory_gb", "train_memory_gb")
+KEYS = ("name", "title", "columns", "companions", "published", "rows")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number on the printed scale, or the reason why there is none.
+
+    Attributes:
+        value: mean over volumes (and over seeds), or None.
+        low: lower end of the 95 % interval, where there is one.
+        high: its upper end.
+        spread: standard deviation over seeds, where there are several.
+        n: volumes (of one seed).
+        reason: why `value` is None.
+        best: best of its column among rows with the same inputs.
+        text: a published number, as it was printed.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    spread: float | None = None
+    n: int = 0
+    reason: str | None = None
+    best: bool = False
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        label: as in the table's YAML.
+        cells: column -> cell.
+        inputs: what it is given at test time; None where that is not known, or nothing is generated.
+        n: volumes scored (of one seed).
+        notes: what must be said beside it.
+        reason: why the whole row is empty.
+        is_real: the real volumes themselves.
+        volumes: folder of its volumes (of the first seed).
+        reference: folder of the real volumes (of the first seed).
+        cases: the volumes scored (of the first seed).
+    """
+
+    label: str
+    cells: Mapping[str, Cell]
+    inputs: tuple[str, ...] | None = None
+    n: int = 0
+    notes: tuple[str, ...] = ()
+    reason: str | None = None
+    is_real: bool = False
+    volumes: Path | None = None
+    reference: Path | None = None
+    cases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows under one set of columns. `source` is set for published numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    source: str | None = None
+
+    def metric(self, column: str) -> Metric:
+        """Return what a column holds."""
+        return metric(column)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, ready to be printed: our numbers, their companions, and the published ones apart."""
+
+    name: str
+    title: str
+    profile: str
+    seeds: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Our rows."""
+        return self.blocks[0].rows
+
+
+def gather(table_path: Path, profile: str, seeds: Sequence[int] = (0,), runs_dir: Path = Path("runs")) -> Table:
+    """Build a table from the score files on disk.
+
+    Args:
+        table_path: the YAML file.
+        profile: which of the runs.
+        seeds: with several, means and spread over seeds.
+        runs_dir: where the runs are.
+
+    Raises:
+        UserError: the YAML is wrong, a score file is damaged, or two rows were scored by different protocols.
+    """
+    table_path, folder = Path(table_path), Path(runs_dir) / profile
+    data = _read_table(table_path)
+    columns, companions = tuple(data["columns"]), tuple(data.get("companions") or ())
+    published = _published(data["published"], table_path) if data.get("published") else None
+
+    rows, protocols = [], {}
+    for entry in data["rows"]:
+        if entry.get("source") == PUBLISHED:
+            _require_published(entry["label"], published, table_path)
+            continue
+        run = GROUND_TRUTH if entry.get("source") == GROUND_TRUTH else entry["experiment"]
+        rows.append(_row(entry["label"], folder / run, seeds, columns + companions, run == GROUND_TRUTH, protocols))
+    rows = _with_best(rows, columns + companions)
+
+    shown = ", ".join(map(str, seeds))
+    ours = (
+        f"profile {profile}, seed {shown}"
+        if len(seeds) == 1
+        else f"profile {profile}, seeds {shown}: mean ± standard deviation"
+    )
+    blocks = [Block(f"Measured here: {ours}", columns, tuple(rows))]
+    if companions:
+        blocks.append(
+            Block("Beside it: skill against the exact mask, and along z relative to real", companions, tuple(rows))
+        )
+    if published:
+        blocks.append(published)
+    title = str(data.get("title") or data["name"])
+    return Table(data["name"], title, profile, tuple(seeds), tuple(blocks), _notes(rows, seeds))
+
+
+def _read_table(path: Path) -> dict:
+    data = read_yaml(path)
+    if unknown := [key for key in data if key not in KEYS]:
+        raise UserError(f"{path}: unknown key {unknown[0]!r}; a table has {', '.join(KEYS)}")
+    for key in ("name", "columns", "rows"):
+        if not data.get(key):
+            raise UserError(f"{path}: needs the key {key!r}")
+    for column in [*data["columns"], *(data.get("companions") or ())]:
+        if metric(column) is None:
+            raise UserError(f"{path}: column {column!r} is no metric; see `metrics` of a summary.json for their names")
+    for entry in data["rows"]:
+        source = entry.get("source") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict) or "label" not in entry or (source is None) == ("experiment" not in entry):
+            raise UserError(f"{path}: row {entry} needs a label, and either an experiment or a source")
+        if source not in (None, GROUND_TRUTH, PUBLISHED):
+            raise UserError(f"{path}: row {entry['label']!r}: source is {GROUND_TRUTH} or {PUBLISHED}, got {source!r}")
+    return data
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds keys and values.
+
+    Raises:
+        UserError: absent, or no such YAML.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not readable as YAML ({error})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds no keys")
+    return data
+
+
+def _row(
+    label: str, folder: Path, seeds: Sequence[int], columns: Sequence[str], is_real: bool, protocols: dict[str, Path]
+) -> Row:
+    scored = {}
+    for seed in seeds:
+        path = folder / f"seed{seed}" / "scores" / SUMMARY
+        if path.exists():
+            scored[seed] = path, read_json(path)
+    if not scored:
+        reason = _why_absent(folder / f"seed{seeds[0]}")
+        return Row(label, {column: Cell(reason=reason) for column in columns}, reason=reason, is_real=is_real)
+
+    for path, summary in scored.values():
+        protocols.setdefault(summary["protocol_digest"], path)
+        if len(protocols) > 1:
+            _refuse_protocols(*protocols.values())
+    summaries = [summary for _, summary in scored.values()]
+    path, first = next(iter(scored.values()))
+    notes = list(dict.fromkeys(note for summary in summaries for note in summary["notes"]))
+    if len(scored) < len(seeds):
+        absent = ", ".join(str(seed) for seed in seeds if seed not in scored)
+        notes.append(f"not scored yet: seed {absent}")
+    if first["missing"]:
+        notes.append(f"{len(first['missing'])} real volumes have no generated one")
+    return Row(
+        label,
+        {column: _cell(column, summaries, is_real) for column in columns},
+        inputs=None if is_real or first["inputs"] is None else tuple(first["inputs"]),
+        n=first["n"],
+        notes=tuple(notes),
+        is_real=is_real,
+        volumes=path.parent / first["generated_dir"],
+        reference=path.parent / first["reference_dir"],
+        cases=tuple(first["cases"]),
+    )
+
+
+def _why_absent(folder: Path) -> str:
+    path = folder / "unavailable.json"
+    return read_json(path)["reason"] if path.exists() else f"not scored yet ({folder.name} of {folder.parent.name})"
+
+
+def _refuse_protocols(first: Path, second: Path) -> None:
+    one, other = read_json(first)["protocol"], read_json(second)["protocol"]
+    differing = [f"{key}: {one.get(key)} / {other.get(key)}" for key in one | other if one.get(key) != other.get(key)]
+    raise UserError(
+        f"{first} and {second} were scored by different protocols ({'; '.join(differing)}); "
+        "numbers in one column need one protocol: score them again with the same settings"
+    )
+
+
+def _cell(column: str, summaries: Sequence[Mapping], is_real: bool) -> Cell:
+    spec = metric(column)
+    found = [summary["metrics"].get(spec.name) for summary in summaries]
+    entries = [entry for entry in found if entry is not None and entry["value"] is not None]
+    if not entries:
+        if is_real and spec.name in COSTS:
+            return Cell(reason="real volumes are not generated")
+        return Cell(reason=found[0]["reason"] if found[0] else f"{SUMMARY} holds no {spec.name}")
+    scale = 100 if spec.percent else 1
+    values = [entry["value"] * scale for entry in entries]
+    one = entries[0] if len(summaries) == 1 else {}
+    return Cell(
+        value=float(np.mean(values)),
+        low=None if one.get("low") is None else one["low"] * scale,
+        high=None if one.get("high") is None else one["high"] * scale,
+        spread=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        n=entries[0]["n"],
+    )
+
+
+def _with_best(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    """Mark the best of each column among the generated rows that are given the same inputs."""
+    peers: dict[tuple[str, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        if not row.is_real and row.inputs is not None:
+            peers.setdefault(tuple(sorted(row.inputs)), []).append(index)
+    cells = [dict(row.cells) for row in rows]
+    for column in columns:
+        better = metric(column).higher_is_better
+        if better is None:
+            continue
+        for group in peers.values():
+            values = {index: cells[index][column].value for index in group if cells[index][column].value is not None}
+            if len(set(values.values())) < 2:
+                continue
+            best = (max if better else min)(values.values())
+            for index in (index for index, value in values.items() if value == best):
+                cells[index][column] = replace(cells[index][column], best=True)
+    return [replace(row, cells=marked) for row, marked in zip(rows, cells, strict=True)]
+
+
+def _notes(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str, ...]:
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.notes:
+            said.setdefault(note, []).append(row.label)
+    generated = sum(not row.is_real and row.reason is None for row in rows)
+    notes = ["bold: best of its column among rows with the same inputs; n: volumes scored"]
+    if any(cell.low is not None for row in rows for cell in row.cells.values()):
+        notes.append("intervals: 95 %, bootstrap over volumes")
+    if any(row.n == 1 for row in rows):
+        notes.append("one volume gives no interval")
+    for note, labels in said.items():
+        notes.append(f"{'all rows' if len(labels) == generated > 1 else '; '.join(labels)}: {note}")
+    return tuple(notes)
+
+
+def _published(reference: str, table_path: Path) -> Block:
+    """Read published numbers: `file#key`, relative to the working directory or to the folder above the table's."""
+    name, _, key = str(reference).partition("#")
+    path = Path(name) if Path(name).exists() else table_path.resolve().parent.parent / name
+    data = read_yaml(path)
+    if not isinstance(data.get(key), dict):
+        raise UserError(f"{table_path}: published: {path} has no table {key!r}; it has {', '.join(data)}")
+    entry = data[key]
+    columns = tuple(entry["columns"])
+    rows = []
+    for label, printed in entry["rows"].items():
+        numbers = str(printed).split()
+        if len(numbers) != len(columns):
+            raise UserError(f"{path}: {key}: row {label!r} has {len(numbers)} numbers for {len(columns)} columns")
+        rows.append(Row(label, {column: Cell(text=text) for column, text in zip(columns, numbers, strict=True)}))
+    return Block(f"As published: {entry['title']}", columns, tuple(rows), source=entry["source"])
+
+
+def _require_published(label: str, published: Block | None, table_path: Path) -> None:
+    labels = [row.label for row in published.rows] if published else []
+    if label not in labels:
+        raise UserError(
+            f"{table_path}: row {label!r} has no published numbers; there are {', '.join(labels) or 'none'}"
+        )

@@ -1,0 +1,43 @@
+"""Prints a table of runs and writes it, with a montage of their volumes beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation import render
+from evaluation.gather import gather
+from evaluation.montage import write_montage
+
+
+def make_table(
+    table_path: Path,
+    profile: str,
+    seeds: Sequence[int] = (0,),
+    runs_dir: Path = Path("runs"),
+    width: int | None = None,
+    montage: bool = True,
+) -> Path:
+    """Gather a table, print it, and write table.md, table.csv, table.tex and montage.png.
+
+    Args:
+        table_path: the YAML file.
+        profile: which of the runs.
+        seeds: one, or several for means and spread.
+        runs_dir: where the runs are.
+        width: of the terminal; None asks it.
+        montage: draw slices of each row's volumes too.
+
+    Returns:
+        The folder written to, `<runs_dir>/<profile>/<name>`.
+    """
+    table = gather(table_path, profile, seeds, runs_dir)
+    folder = Path(runs_dir) / profile / table.name
+    render.show(table, width)
+    render.write(table, folder)
+    written = ["table.md", "table.csv", "table.tex"]
+    if montage and any(row.volumes for row in table.rows):
+        write_montage(table.rows, folder / "montage.png", f"{table.title} ({profile})")
+        written.append("montage.png")
+    print(f"written: {', '.join(str(folder / name) for name in written)}")
+    return folder
