@@ -1,0 +1,291 @@
+"""Prepared volumes: each scan is resampled, masked and traced once, then read by memory map.
+
+    <cache_dir>/phantom/<digest>/                    the built-in phantom's CT-RATE tree
+    <cache_dir>/volumes/<digest>/<case_id>/
+        image.npy       (D, H, W) int16 HU on the model's grid
+        labels.npy      (D, H, W) uint8 raw VISTA3D ids
+        flow_<k>.npy    (P, 2, H/stride, W/stride) float16, of the pairs (0, k), (k, 2k), ...; added when a row needs it
+        meta.json       grid, prompt, source file, percent of each label group
+
+The digest names what the arrays depend on and nothing else: rows with other patients or skips share them. A folder
+appears by renaming when it is complete; processes that prepare at the same time take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from trace_lightning.anatomy.grid import Grid
+from trace_lightning.anatomy.labels import BACKGROUND, group_ids
+from trace_lightning.artifacts import (
+    Volume,
+    atomic_path,
+    digest,
+    read_json,
+    read_volume,
+    sweep_temporary,
+    write_json,
+)
+from trace_lightning.config import DataConfig, Experiment
+from trace_lightning.data import ct_rate, flow, masks, preprocess
+from trace_lightning.data.ct_rate import Scan, Split
+from trace_lightning.data.pairs import pairs
+from trace_lightning.errors import UserError
+from trace_lightning.protocol import Case, Progress
+
+FORMAT = 1  # raise it when prepared arrays change their content or layout
+PHANTOM_FORMAT = 1  # raise it when the phantom's files do
+LABEL_GROUPS = ("lung", "bone", "airway", "vessel", "organ", "muscle", "lesion", "nervous")
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One prepared volume; arrays are memory maps, opened on first use and reopened in another process."""
+
+    folder: Path
+
+    def __reduce__(self):
+        return PreparedCase, (self.folder,)
+
+    @property
+    def case_id(self) -> str:
+        """Return the case's name."""
+        return self.folder.name
+
+    @cached_property
+    def meta(self) -> dict:
+        """Return grid, prompt, source and label percentages."""
+        return read_json(self.folder / "meta.json")
+
+    @property
+    def prompt(self) -> str:
+        """Return the report as a prompt."""
+        return self.meta["prompt"]
+
+    @property
+    def grid(self) -> Grid:
+        """Return the model's grid of this case."""
+        return Grid.from_json(self.meta["grid"])
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """Return (D, H, W) int16 HU."""
+        return _open(self.folder / "image.npy")
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Return (D, H, W) uint8 raw VISTA3D ids."""
+        return _open(self.folder / "labels.npy")
+
+    @cached_property
+    def _flows(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def flow(self, i: int, j: int) -> np.ndarray:
+        """Return (2, h, w) float16 flow of the pair (i, j) of Eq. 3, shares of the image size."""
+        skip = j - i
+        if skip not in self._flows:
+            self._flows[skip] = _open(flow_path(self.folder, skip))
+        return self._flows[skip][i // skip]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` leaves: the split, and a prepared case for each of its scans."""
+
+    folder: Path
+    split: Split
+
+    def cases(self, part: str) -> list[PreparedCase]:
+        """Return the cases of "train", "val" or "test", in the split's order."""
+        return [PreparedCase(self.folder / scan.case_id) for scan in getattr(self.split, part)]
+
+    @property
+    def prompts(self) -> list[str]:
+        """Return the prompts of all cases, each once."""
+        return list(dict.fromkeys(scan.prompt for scan in self.split.scans))
+
+
+def data_root(experiment: Experiment) -> Path:
+    """Return the CT-RATE tree that is read: `data.root`, or where the phantom lies once `prepare` has written it."""
+    if experiment.data.root is not None:
+        return Path(experiment.data.root)
+    identity = {"format": PHANTOM_FORMAT, **asdict(experiment.data.phantom)}
+    return Path(experiment.run.cache_dir) / "phantom" / digest(identity)
+
+
+def volumes_folder(experiment: Experiment) -> Path:
+    """Return the folder of prepared cases, named by all that their arrays depend on."""
+    data = experiment.data
+    identity = {
+        "format": FORMAT,
+        "root": str(data_root(experiment).resolve()) if data.root is not None else data_root(experiment).name,
+        "grid": [data.size, data.in_plane, data.spacing_mm if data.in_plane == "resample" else None, data.spacing_z_mm],
+        "window": [data.hu_min, data.hu_max],
+        "mask_source": data.mask_source,
+        "flow": [data.flow_source, data.flow_stride],
+    }
+    return Path(experiment.run.cache_dir) / "volumes" / digest(identity)
+
+
+def prepare(experiment: Experiment, progress: Progress) -> Prepared:
+    """Prepare all scans of an experiment's split; what is there already is left alone.
+
+    Flow between images is made for training and validation only: at test time nothing of the image may be known.
+
+    Args:
+        experiment: the row.
+        progress: counts volumes; the note is the case, or what is being written.
+
+    Raises:
+        UserError: the tree, a volume or a mask is not usable; names it.
+    """
+    root = data_root(experiment)
+    if experiment.data.root is None and not root.is_dir():
+        _write_phantom(root, experiment, progress)
+    prepared = Prepared(volumes_folder(experiment), ct_rate.split(ct_rate.read_index(root), experiment.data))
+    skips = experiment.data.skips if experiment.model.flow else []
+    work = [(scan, skips) for scan in prepared.split.train + prepared.split.val]
+    work += [(scan, []) for scan in prepared.split.test]
+    missing = [(scan, of_scan) for scan, of_scan in work if not _is_done(prepared.folder / scan.case_id, scan, of_scan)]
+    if missing:
+        with _alone(prepared.folder):
+            sweep_temporary(prepared.folder)
+            for done, (scan, of_scan) in enumerate(missing):
+                progress(done, len(missing), scan.case_id)
+                _prepare_case(prepared.folder / scan.case_id, scan, of_scan, experiment.data, root)
+            progress(len(missing), len(missing), "")
+    return prepared
+
+
+def open_prepared(experiment: Experiment) -> Prepared:
+    """Return what `prepare` left, without preparing anything.
+
+    Raises:
+        UserError: a case is not prepared.
+    """
+    split = ct_rate.split(ct_rate.read_index(data_root(experiment)), experiment.data)
+    prepared = Prepared(volumes_folder(experiment), split)
+    for scan in split.scans:
+        if not (prepared.folder / scan.case_id / "meta.json").is_file():
+            raise UserError(
+                f"{prepared.folder / scan.case_id}: {scan.case_id} is not prepared; run the stage `prepare`"
+            )
+    return prepared
+
+
+def test_cases(experiment: Experiment) -> list[Case]:
+    """Return the test patients as a method is given them: prompt, grid and labels of the model's grid."""
+    return [
+        Case(case.case_id, case.prompt, case.grid, np.asarray(case.labels))
+        for case in open_prepared(experiment).cases("test")
+    ]
+
+
+def reference_volume(experiment: Experiment, case_id: str) -> Volume:
+    """Return the real volume of a case in HU on its own grid, canonical: what a generated one is scored against."""
+    return read_volume(ct_rate.volume_path(data_root(experiment), case_id))
+
+
+def flow_path(folder: Path, skip: int) -> Path:
+    """Return the file with the flow of a case's pairs (i, i + skip)."""
+    return folder / f"flow_{skip}.npy"
+
+
+def _write_phantom(root: Path, experiment: Experiment, progress: Progress) -> None:
+    from trace_lightning.data.phantom.tree import write_tree
+
+    with _alone(root.parent):
+        sweep_temporary(root.parent)
+        if root.is_dir():  # another process wrote it while this one waited
+            return
+        with atomic_path(root) as temporary:
+            write_tree(temporary, experiment.data.phantom, progress)
+
+
+def _is_done(folder: Path, scan: Scan, skips: list[int]) -> bool:
+    """Tell whether a case is prepared from the file that lies at `scan.path` now, with the flow of all skips."""
+    if not (folder / "meta.json").is_file() or not all(flow_path(folder, skip).is_file() for skip in skips):
+        return False
+    meta = read_json(folder / "meta.json")
+    return meta["source"] == _source(scan) and meta["prompt"] == scan.prompt
+
+
+def _prepare_case(folder: Path, scan: Scan, skips: list[int], data: DataConfig, root: Path) -> None:
+    if not _is_done(folder, scan, []):
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            _write_case(temporary, scan, data, root)
+    case = PreparedCase(folder)
+    missing = [skip for skip in skips if not flow_path(folder, skip).is_file()]
+    if missing:
+        pair_flow = flow.image_flow(scan, case.image, case.grid, data, root)
+        for skip in missing:
+            _save(flow_path(folder, skip), _flows_of(case.image.shape, skip, pair_flow, data.flow_stride))
+
+
+def _write_case(folder: Path, scan: Scan, data: DataConfig, root: Path) -> None:
+    volume = ct_rate.read_scan(scan)
+    labels = masks.load_labels(scan, volume, data, root)
+    image = preprocess.to_model_grid(volume, data)
+    if image.grid.shape[0] < data.min_slices:
+        raise UserError(
+            f"{scan.path}: {image.grid.shape[0]} slices on the model's grid, below data.min_slices={data.min_slices}"
+        )
+    labels = preprocess.labels_to_model_grid(labels, volume.grid, data)
+    np.save(folder / "image.npy", np.rint(image.hu).astype(np.int16))
+    np.save(folder / "labels.npy", labels)
+    write_json(
+        folder / "meta.json",
+        {
+            "grid": image.grid.to_json(),
+            "prompt": scan.prompt,
+            "source": _source(scan),
+            "percent": _percent(labels),
+        },
+    )
+
+
+def _flows_of(shape: tuple[int, ...], skip: int, pair_flow: flow.PairFlow, stride: int) -> np.ndarray:
+    depth, height, width = shape
+    of_skip = pairs(depth, [skip])
+    flows = np.zeros((len(of_skip), 2, height // stride, width // stride), np.float16)
+    for n, (i, j) in enumerate(of_skip):
+        flows[n] = flow.to_shares(pair_flow(i, j), stride)
+    return flows
+
+
+def _percent(labels: np.ndarray) -> dict[str, float]:
+    share = np.bincount(labels.ravel(), minlength=256) / labels.size * 100
+    percent = {group: share[list(group_ids(group))].sum() for group in LABEL_GROUPS}
+    return {"background": round(float(share[BACKGROUND]), 3)} | {k: round(float(v), 3) for k, v in percent.items()}
+
+
+def _source(scan: Scan) -> list:
+    stat = scan.path.stat()
+    return [str(scan.path.name), stat.st_size, stat.st_mtime_ns]
+
+
+def _open(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process prepares in `folder`; the lock ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

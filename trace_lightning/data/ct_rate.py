@@ -1,0 +1,286 @@
+"""CT-RATE's tables and folders: which volumes there are, whose they are, and which patients are trained and tested on.
+
+Read here: version 2 (`train_fixed`, `valid_fixed`), whose files hold HU and true geometry. CT-RATE names its valid
+split "valid" in folders and volume names, "validation" in its tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from trace_lightning.artifacts import Volume, case_id_of, read_volume
+from trace_lightning.config import DataConfig
+from trace_lightning.data import reports
+from trace_lightning.errors import NotEnoughPatients, UserError
+
+SplitName = Literal["train", "valid"]
+TABLE_PREFIX: dict[SplitName, str] = {"train": "train", "valid": "validation"}
+METADATA_COLUMNS = ("VolumeName", "PatientSex", "PatientAge", "NumberofSlices")
+REPORT_COLUMNS = ("VolumeName", "Impressions_EN")
+CASE_ID = re.compile(r"(?P<patient>(?P<split>train|valid)_(?P<number>\d+))_(?P<scan>[a-z]+)_(?P<reconstruction>\d+)")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One volume: a reconstruction of a scan of a patient.
+
+    Attributes:
+        case_id: `VolumeName` without extension, as train_1_a_2.
+        patient: as train_1.
+        split: "train" or "valid".
+        path: where the volume lies, or would lie: partial downloads are common.
+        age_years: whole years, None if unknown.
+        sex: "male", "female" or None.
+        impression: the report's impression as written, None if there is no report.
+        num_slices: as listed in the metadata, None if blank.
+    """
+
+    case_id: str
+    patient: str
+    split: SplitName
+    path: Path
+    age_years: int | None
+    sex: str | None
+    impression: str | None
+    num_slices: int | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The report as a prompt."""
+        return reports.prompt(self.age_years, self.sex, self.impression)
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A listed volume that is not used, and why."""
+
+    case_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """All volumes that a tree lists, less those excluded."""
+
+    root: Path
+    scans: tuple[Scan, ...]
+    excluded: tuple[Exclusion, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The volumes of an experiment. No patient is in two of train, val and test."""
+
+    train: tuple[Scan, ...]
+    val: tuple[Scan, ...]
+    test: tuple[Scan, ...]
+    excluded: tuple[Exclusion, ...]
+
+    @property
+    def scans(self) -> tuple[Scan, ...]:
+        """Return all volumes, training first."""
+        return self.train + self.val + self.test
+
+
+def volume_path(root: Path, case_id: str) -> Path:
+    """Return where a volume lies: dataset/train_fixed/train_1/train_1_a/train_1_a_2.nii.gz."""
+    match = _parse(case_id)
+    folder = Path(root) / "dataset" / f"{match['split']}_fixed"
+    return folder / match["patient"] / f"{match['patient']}_{match['scan']}" / f"{case_id}.nii.gz"
+
+
+def read_scan(scan: Scan) -> Volume:
+    """Read a volume in HU, canonical orientation."""
+    return read_volume(scan.path)
+
+
+def read_index(root: Path) -> Index:
+    """Read metadata, reports and exclusion lists of both splits.
+
+    Volumes are those of the metadata tables; a volume without a report has no impression. Listed volumes need not be
+    on disk (see `split`).
+
+    Raises:
+        UserError: a file or a column is missing, or a volume is listed twice.
+    """
+    root = Path(root)
+    if not (root / "dataset").is_dir():
+        raise UserError(
+            f"{root}: no CT-RATE tree here; data.root is the folder that holds dataset/metadata, "
+            "dataset/radiology_text_reports and dataset/train_fixed (null: the built-in phantom)"
+        )
+    scans: list[Scan] = []
+    excluded: list[Exclusion] = []
+    for split_name, prefix in TABLE_PREFIX.items():
+        table = metadata_path(root, split_name)
+        metadata = _read_table(table, METADATA_COLUMNS)
+        report_table = root / "dataset" / "radiology_text_reports" / f"{prefix}_reports.csv"
+        impressions = {
+            case_id: row["Impressions_EN"] for case_id, row in _read_table(report_table, REPORT_COLUMNS).items()
+        }
+        no_chest = _read_list(root / "dataset" / "metadata" / f"no_chest_{split_name}.txt")
+        for case_id, row in metadata.items():
+            match = _parse(case_id, f"{table}: ")
+            if match["split"] != split_name:
+                raise UserError(f"{table}: lists {case_id}, which is not of the {split_name} split")
+            if case_id in no_chest:
+                excluded.append(Exclusion(case_id, f"not a chest: listed in no_chest_{split_name}.txt"))
+                continue
+            try:
+                scan = Scan(
+                    case_id=case_id,
+                    patient=match["patient"],
+                    split=split_name,
+                    path=volume_path(root, case_id),
+                    age_years=reports.age_years(row["PatientAge"]),
+                    sex=reports.sex(row["PatientSex"]),
+                    impression=impressions.get(case_id),
+                    num_slices=_whole(row["NumberofSlices"], "NumberofSlices"),
+                )
+            except ValueError as error:
+                excluded.append(Exclusion(case_id, f"{error} in {table.name}"))
+                continue
+            scans.append(scan)
+    return Index(root, tuple(sorted(scans, key=_order)), tuple(excluded))
+
+
+def split(index: Index, data: DataConfig) -> Split:
+    """Choose the patients of an experiment.
+
+    Train and val come from CT-RATE's train split, test from its valid split. Patients are put into an order that
+    `split_seed` fixes; the first `num_train_patients` are the pool, of which a row trains on the first
+    ceil(train_fraction x num_train_patients), so that smaller sets lie in larger ones; val patients follow the pool.
+
+    Raises:
+        NotEnoughPatients: more patients are asked for than there are.
+        UserError: a split is empty, or a chosen volume is not on disk.
+    """
+    usable, too_short = _long_enough(index.scans, data.min_slices)
+    excluded = index.excluded + too_short
+    train_patients = _shuffled_patients(usable, "train", data.split_seed)
+    test_patients = _shuffled_patients(usable, "valid", data.split_seed)
+    for split_name, patients in (("train", train_patients), ("valid", test_patients)):
+        if not patients:
+            raise UserError(
+                f"{metadata_path(index.root, split_name)}: the {split_name} split is empty, no usable volume is listed "
+                f"({sum(e.case_id.startswith(split_name) for e in excluded)} excluded)"
+            )
+
+    # Rounded first: 0.07 x 100 is 7.000000000000001 in floating point.
+    num_train = math.ceil(round(data.train_fraction * data.num_train_patients, 6))
+    _need(num_train, len(train_patients), "training patients (data.num_train_patients x data.train_fraction)")
+    after_pool = max(0, len(train_patients) - data.num_train_patients)
+    _need(data.num_val_patients, after_pool, "validation patients beyond the training pool (data.num_val_patients)")
+    _need(data.num_test_patients, len(test_patients), "test patients (data.num_test_patients)")
+
+    pool_end = data.num_train_patients
+    chosen = Split(
+        train=_scans_of(usable, train_patients[:num_train], data.reconstructions),
+        val=_scans_of(usable, train_patients[pool_end : pool_end + data.num_val_patients], data.reconstructions),
+        test=_scans_of(usable, test_patients[: data.num_test_patients], data.reconstructions),
+        excluded=excluded,
+    )
+    _need_files(index.root, chosen.scans)
+    return chosen
+
+
+def metadata_path(root: Path, split_name: SplitName) -> Path:
+    """Return the table that lists the volumes of a split."""
+    return Path(root) / "dataset" / "metadata" / f"{TABLE_PREFIX[split_name]}_metadata.csv"
+
+
+def _parse(case_id: str, where: str = "") -> re.Match[str]:
+    match = CASE_ID.fullmatch(case_id)
+    if match is None:
+        raise UserError(f"{where}{case_id!r} is not a CT-RATE volume name, as train_1_a_2")
+    return match
+
+
+def _order(scan: Scan) -> tuple:
+    match = _parse(scan.case_id)
+    return match["split"], int(match["number"]), len(match["scan"]), match["scan"], int(match["reconstruction"])
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return case id -> the wanted columns of its row."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it is part of CT-RATE's tree")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{path}: column {', '.join(missing)} is missing; it has {', '.join(reader.fieldnames or ())}"
+            )
+        rows: dict[str, dict[str, str]] = {}
+        for row in reader:
+            case_id = case_id_of(row["VolumeName"])
+            if case_id in rows:
+                raise UserError(f"{path}: {case_id} is listed twice")
+            rows[case_id] = {name: row[name] or "" for name in columns}
+    return rows
+
+
+def _read_list(path: Path) -> set[str]:
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; CT-RATE lists there the scans that show no chest (may be an empty file)"
+        )
+    return {case_id_of(line.strip()) for line in path.read_text().splitlines() if line.strip()}
+
+
+def _whole(value: str, name: str) -> int | None:
+    if not value.strip():
+        return None
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError(f"{name} {value!r} is not a whole number")
+    return int(number)
+
+
+def _long_enough(scans: Iterable[Scan], min_slices: int) -> tuple[list[Scan], tuple[Exclusion, ...]]:
+    kept, dropped = [], []
+    for scan in scans:
+        if scan.num_slices is not None and scan.num_slices < min_slices:
+            dropped.append(Exclusion(scan.case_id, f"{scan.num_slices} slices, below data.min_slices={min_slices}"))
+        else:
+            kept.append(scan)
+    return kept, tuple(dropped)
+
+
+def _shuffled_patients(scans: Iterable[Scan], split_name: SplitName, seed: int) -> list[str]:
+    patients = list(dict.fromkeys(scan.patient for scan in scans if scan.split == split_name))
+    order = np.random.default_rng([seed, split_name == "valid"]).permutation(len(patients))
+    return [patients[i] for i in order]
+
+
+def _scans_of(scans: Iterable[Scan], patients: Sequence[str], reconstructions: str) -> tuple[Scan, ...]:
+    of_patient: dict[str, list[Scan]] = {patient: [] for patient in patients}
+    for scan in scans:
+        if scan.patient in of_patient:
+            of_patient[scan.patient].append(scan)
+    last = 1 if reconstructions == "first" else None
+    return tuple(scan for of_one in of_patient.values() for scan in of_one[:last])
+
+
+def _need(wanted: int, there: int, what: str) -> None:
+    if wanted > there:
+        raise NotEnoughPatients(f"asks for {wanted} {what}; {there} are there")
+
+
+def _need_files(root: Path, scans: Iterable[Scan]) -> None:
+    absent = [scan for scan in scans if not scan.path.is_file()]
+    if absent:
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+        raise UserError(
+            f"{absent[0].case_id}{more} is listed in {metadata_path(root, absent[0].split)} but not found at "
+            f"{absent[0].path}; download it, or list in the tables what is there"
+        )

@@ -1,0 +1,75 @@
+"""Anatomical masks of a scan: raw VISTA3D ids from the configured source, and the classes that the model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from trace_lightning.anatomy.labels import granularity_map
+from trace_lightning.artifacts import Volume, read_labels
+from trace_lightning.config import DataConfig
+from trace_lightning.data.ct_rate import Scan
+from trace_lightning.errors import UserError
+
+
+def load_labels(scan: Scan, volume: Volume, data: DataConfig, root: Path) -> np.ndarray:
+    """Return a scan's labels by `data.mask_source`.
+
+    Args:
+        scan: the scan.
+        volume: the scan in HU, canonical.
+        data: names the source.
+        root: of the CT-RATE tree.
+
+    Returns:
+        (D, H, W) uint8 VISTA3D ids on the volume's own grid.
+
+    Raises:
+        UserError: the mask is absent, damaged, or on another grid than its volume.
+    """
+    return SOURCES[data.mask_source](scan, volume, root)
+
+
+def class_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return raw ids as class ids 0..num_classes-1 (uint8, same shape), for 2, 3 or 128 classes."""
+    return granularity_map(num_classes)[labels]
+
+
+def read_mask(path: Path, volume: Volume) -> np.ndarray:
+    """Read a mask that has to lie on its volume's grid.
+
+    Raises:
+        UserError: absent, damaged, or of another shape or geometry than the volume.
+    """
+    labels, grid = read_labels(path)
+    if grid.shape != volume.grid.shape:
+        raise UserError(f"{path}: the mask has shape {grid.shape} (D, H, W), its volume {volume.grid.shape}")
+    if not grid.equals(volume.grid):
+        raise UserError(
+            f"{path}: the mask lies elsewhere than its volume, affine {np.round(grid.affine, 3).tolist()} "
+            f"against {np.round(volume.grid.affine, 3).tolist()}"
+        )
+    return labels
+
+
+def _phantom(scan: Scan, volume: Volume, root: Path) -> np.ndarray:
+    from trace_lightning.data.phantom.tree import mask_path
+
+    path = mask_path(root, scan.case_id)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no exact mask of {scan.case_id}; only the built-in phantom writes them, "
+            "for other data set data.mask_source=threshold"
+        )
+    return read_mask(path, volume)
+
+
+def _threshold(scan: Scan, volume: Volume, root: Path) -> np.ndarray:
+    from trace_lightning.anatomy.threshold import segment
+
+    return segment(volume.hu, volume.grid.spacing_mm)
+
+
+SOURCES: dict[str, Callable[[Scan, Volume, Path], np.ndarray]] = {"phantom": _phantom, "threshold": _threshold}
