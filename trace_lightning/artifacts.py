@@ -6,10 +6,12 @@ NIfTI's axis order exists only in this file: in memory a volume is (D, H, W), ca
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from trace_lightning.anatomy.grid import Grid
 from trace_lightning.errors import UserError
 
 TEMPORARY = ".tmp-"
+GZIP_MAGIC = b"\x1f\x8b"
 CANONICAL_AXES = ("L", "P", "S")
 
 
@@ -66,6 +69,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON, whole or not at all."""
     write_text(path, json.dumps(data, indent=1, sort_keys=False) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all.
+
+    `np.save` reports a full disk without its error number, so the bytes are written here.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)
 
 
 def read_json(path: Path) -> Any:
@@ -125,12 +138,15 @@ def read_labels(path: Path) -> tuple[np.ndarray, Grid]:
 
 def _read(path: Path) -> tuple[np.ndarray, Grid]:
     import nibabel as nib
+    from nibabel.wrapstruct import WrapStructError
 
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        image = nib.load(path)
+        raw = path.read_bytes()
+        # gzip.decompress checks the whole file's CRC; nibabel's own reader stops before it and returns damaged voxels.
+        image = nib.Nifti1Image.from_bytes(gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw)
         if image.ndim != 3:
             raise UserError(f"{path}: a volume has 3 axes, this file has {image.ndim} (shape {image.shape})")
         to_canonical = nib.orientations.ornt_transform(
@@ -140,7 +156,15 @@ def _read(path: Path) -> tuple[np.ndarray, Grid]:
         data = np.asanyarray(image.dataobj)
     except UserError:
         raise
-    except (nib.filebasedimages.ImageFileError, EOFError, OSError, ValueError) as error:
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        WrapStructError,
+        EOFError,
+        OSError,
+        ValueError,
+        zlib.error,
+    ) as error:
         raise UserError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated") from None
     array = np.transpose(data, (2, 1, 0))
     return array, Grid(array.shape, np.asarray(image.affine, np.float64))

@@ -21,8 +21,6 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         sys.exit(_report(str(error)))
     except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
         sys.exit(_report(f"{error.filename or 'file system'}: {error.strerror or error}"))
     except KeyboardInterrupt:
         sys.exit(_report("stopped; repeat the command to continue", code=130))

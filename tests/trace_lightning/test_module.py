@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -83,7 +85,7 @@ def test_learning_rate_rises_then_falls_to_its_minimum(tiny):
     assert rates[0] == pytest.approx(1e-3 / 11, rel=1e-6)
     assert rates[10] == pytest.approx(1e-3)
     assert max(rates) == pytest.approx(1e-3)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
 
 

@@ -31,9 +31,10 @@ from trace_lightning.artifacts import (
     read_json,
     read_volume,
     sweep_temporary,
+    write_array,
     write_json,
 )
-from trace_lightning.config import DataConfig, Experiment
+from trace_lightning.config import DataConfig, Experiment, PhantomConfig
 from trace_lightning.data import ct_rate, flow, masks, preprocess
 from trace_lightning.data.ct_rate import Scan, Split
 from trace_lightning.data.pairs import pairs
@@ -41,7 +42,6 @@ from trace_lightning.errors import UserError
 from trace_lightning.protocol import Case, Progress
 
 FORMAT = 1  # raise it when prepared arrays change their content or layout
-PHANTOM_FORMAT = 1  # raise it when the phantom's files do
 LABEL_GROUPS = ("lung", "bone", "airway", "vessel", "organ", "muscle", "lesion", "nervous")
 
 
@@ -117,6 +117,8 @@ def data_root(experiment: Experiment) -> Path:
     """Return the CT-RATE tree that is read: `data.root`, or where the phantom lies once `prepare` has written it."""
     if experiment.data.root is not None:
         return Path(experiment.data.root)
+    from trace_lightning.data.phantom.tree import FORMAT as PHANTOM_FORMAT
+
     identity = {"format": PHANTOM_FORMAT, **asdict(experiment.data.phantom)}
     return Path(experiment.run.cache_dir) / "phantom" / digest(identity)
 
@@ -148,8 +150,8 @@ def prepare(experiment: Experiment, progress: Progress) -> Prepared:
         UserError: the tree, a volume or a mask is not usable; names it.
     """
     root = data_root(experiment)
-    if experiment.data.root is None and not root.is_dir():
-        _write_phantom(root, experiment, progress)
+    if experiment.data.root is None:
+        _write_phantom(root, experiment.data.phantom, progress)
     prepared = Prepared(volumes_folder(experiment), ct_rate.split(ct_rate.read_index(root), experiment.data))
     skips = experiment.data.skips if experiment.model.flow else []
     work = [(scan, skips) for scan in prepared.split.train + prepared.split.val]
@@ -199,15 +201,11 @@ def flow_path(folder: Path, skip: int) -> Path:
     return folder / f"flow_{skip}.npy"
 
 
-def _write_phantom(root: Path, experiment: Experiment, progress: Progress) -> None:
+def _write_phantom(root: Path, config: PhantomConfig, progress: Progress) -> None:
     from trace_lightning.data.phantom.tree import write_tree
 
-    with _alone(root.parent):
-        sweep_temporary(root.parent)
-        if root.is_dir():  # another process wrote it while this one waited
-            return
-        with atomic_path(root) as temporary:
-            write_tree(temporary, experiment.data.phantom, progress)
+    with _alone(root):
+        write_tree(root, config, progress)
 
 
 def _is_done(folder: Path, scan: Scan, skips: list[int]) -> bool:
@@ -228,7 +226,7 @@ def _prepare_case(folder: Path, scan: Scan, skips: list[int], data: DataConfig, 
     if missing:
         pair_flow = flow.image_flow(scan, case.image, case.grid, data, root)
         for skip in missing:
-            _save(flow_path(folder, skip), _flows_of(case.image.shape, skip, pair_flow, data.flow_stride))
+            write_array(flow_path(folder, skip), _flows_of(case.image.shape, skip, pair_flow, data.flow_stride))
 
 
 def _write_case(folder: Path, scan: Scan, data: DataConfig, root: Path) -> None:
@@ -240,8 +238,8 @@ def _write_case(folder: Path, scan: Scan, data: DataConfig, root: Path) -> None:
             f"{scan.path}: {image.grid.shape[0]} slices on the model's grid, below data.min_slices={data.min_slices}"
         )
     labels = preprocess.labels_to_model_grid(labels, volume.grid, data)
-    np.save(folder / "image.npy", np.rint(image.hu).astype(np.int16))
-    np.save(folder / "labels.npy", labels)
+    write_array(folder / "image.npy", np.rint(image.hu).astype(np.int16))
+    write_array(folder / "labels.npy", labels)
     write_json(
         folder / "meta.json",
         {
@@ -275,11 +273,6 @@ def _source(scan: Scan) -> list:
 
 def _open(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from trace_lightning.artifacts import read_json
 from trace_lightning.config import DataConfig
 from trace_lightning.data.ct_rate import Scan
 from trace_lightning.data.preprocess import hu_to_unit
+from trace_lightning.errors import UserError
 
 SMOOTHING_PIXELS = 1.0  # sigma; the search follows gradients, and a class map's hard edges have none off the edge
 PairFlow = Callable[[int, int], np.ndarray]  # (i, j) -> (2, H, W) float32, pixels
@@ -99,7 +100,13 @@ def _dis(scan: Scan, hu: np.ndarray, grid: Grid, data: DataConfig, root: Path) -
 def _phantom(scan: Scan, hu: np.ndarray, grid: Grid, data: DataConfig, root: Path) -> PairFlow:
     from trace_lightning.data.phantom.motion import motion_path, pair_flow
 
-    motion = read_json(motion_path(root, scan.case_id))
+    path = motion_path(root, scan.case_id)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no exact motion of {scan.case_id}; only the built-in phantom writes it, "
+            "for other data set data.flow_source=dis"
+        )
+    motion = read_json(path)
     return lambda i, j: pair_flow(motion, grid, i, j)
 
 

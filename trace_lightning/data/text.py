@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trace_lightning.artifacts import atomic_path, digest
+from trace_lightning.artifacts import digest, write_array
 from trace_lightning.config import TextConfig
 from trace_lightning.errors import UserError
 
@@ -26,8 +26,7 @@ def embed_prompts(prompts: Sequence[str], config: TextConfig, cache_dir: Path) -
     paths = {prompt: folder / f"{digest(prompt)}.npy" for prompt in dict.fromkeys(prompts)}
     missing = [prompt for prompt, path in paths.items() if not path.is_file()]
     for prompt, tokens in zip(missing, _embed(missing, config) if missing else [], strict=True):
-        with atomic_path(paths[prompt]) as temporary, temporary.open("wb") as file:
-            np.save(file, tokens)
+        write_array(paths[prompt], tokens)
     return {prompt: np.load(path) for prompt, path in paths.items()}
 
 

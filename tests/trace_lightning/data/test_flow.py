@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from trace_lightning.data.flow import dis_flow, mask_flow, to_shares, volume_mask_flow
+from trace_lightning.anatomy.grid import Grid
+from trace_lightning.config import DataConfig
+from trace_lightning.data.ct_rate import Scan
+from trace_lightning.data.flow import dis_flow, image_flow, mask_flow, to_shares, volume_mask_flow
+from trace_lightning.errors import UserError
 
 
 def texture(size: int, seed: int = 0) -> np.ndarray:
@@ -100,3 +104,17 @@ def test_a_mask_flow_at_the_phantoms_size_takes_little():
     for _ in range(20):
         mask_flow(a, b, 3, 4)
     assert (time.perf_counter() - start) / 20 < 0.01
+
+
+def test_only_the_phantom_has_exact_motion(tmp_path):
+    scan = Scan("train_1_a_1", "train_1", "train", tmp_path / "x.nii.gz", None, None, None)
+    data = DataConfig(flow_source="phantom")
+    with pytest.raises(UserError, match=r"no exact motion of train_1_a_1; .*data\.flow_source=dis"):
+        image_flow(scan, np.zeros((2, 16, 16), np.int16), Grid((2, 16, 16), np.eye(4)), data, tmp_path)
+
+
+def test_image_flow_is_that_between_windowed_slices(tmp_path):
+    scan = Scan("train_1_a_1", "train_1", "train", tmp_path / "x.nii.gz", None, None, None)
+    hu = np.interp(np.stack([texture(64), np.roll(texture(64), 2, axis=1)]), (0, 255), (-1000, 1000)).astype(np.int16)
+    pixels = image_flow(scan, hu, Grid(hu.shape, np.eye(4)), DataConfig(flow_source="dis"), tmp_path)(0, 1)
+    np.testing.assert_allclose(np.median(pixels, axis=(1, 2)), [2, 0], atol=0.1)

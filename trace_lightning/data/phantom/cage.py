@@ -19,6 +19,7 @@ PLEURA_MM = 1.8  # between rib and lung
 
 
 def curve(levels: np.ndarray, knots: list[tuple[float, float]]) -> np.ndarray:
+    """Return a smooth, monotone curve through (level, value) knots at `levels`, constant beyond them."""
     from scipy.interpolate import PchipInterpolator
 
     at, value = np.array(knots).T
@@ -67,15 +68,6 @@ class Field:
     wall: np.ndarray
     dome: np.ndarray
 
-    def window(self, window: tuple[slice, slice, slice]) -> Field:
-        """Return the part of a field over a block."""
-        return Field(
-            *(
-                f[tuple(s if n > 1 else slice(None) for s, n in zip(window, f.shape, strict=True))]
-                for f in (self.dx, self.dy, self.u, self.v, self.cosine, self.wall, self.dome)
-            )
-        )
-
 
 class Cage:
     """Spine, chest wall and diaphragm of one patient, standing at `offset_mm` in the scanner.
@@ -91,7 +83,9 @@ class Cage:
         z = -np.concatenate([[0], np.cumsum(growth[:-1] * 0.125)]) * p.spine_length_mm / 12
         self._z = z - np.interp(0, LEVELS, z)  # descending; 0 at the top of T1
         sway = p.scoliosis_mm * np.sin(LEVELS / 12 * 2 * np.pi + p.scoliosis_phase)
-        bend = curve(LEVELS, [(-6, -34), (-3, -33), (0, -23), (3, -6), (6.5, 0), (9, -4), (12, -15), (15, -27), (19, -30)])
+        bend = curve(
+            LEVELS, [(-6, -34), (-3, -33), (0, -23), (3, -6), (6.5, 0), (9, -4), (12, -15), (15, -27), (19, -30)]
+        )
         a, b, trunk = (p.half_width_mm * self._taper(0.46), p.half_depth_mm * self._taper(0.58), 49 * p.vertebra_scale)
         # The spine stands a fixed way in front of the back of the cage.
         y_spine = p.kyphosis * bend
@@ -121,6 +115,11 @@ class Cage:
         """Return x, y of the vertebral bodies' centres and dy/dz at heights z, float32."""
         columns = (self._x_spine, self._y_spine, np.gradient(self._y_spine, self._z))
         return tuple(np.interp(z, self._z[::-1], c[::-1]).astype(np.float32) for c in columns)
+
+    def before_spine(self, left_mm: float, front_mm: float, z: float) -> np.ndarray:
+        """Return the point at height z, so far to the left and in front of the vertebral bodies' centres."""
+        x, y, _ = self.spine(np.float64(z))
+        return np.array([float(x) + left_mm, float(y) - front_mm, z])
 
     @cached_property
     def dome_mm(self) -> tuple[float, float]:

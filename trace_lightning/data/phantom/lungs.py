@@ -17,8 +17,8 @@ LOBE_NAMES = {
     RIGHT_MIDDLE: "right middle lobe",
     RIGHT_LOWER: "right lower lobe",
 }
-LEAVES = 128  # of one tree in one lung; a power of two
-LEAF_RADIUS_MM = 0.65
+LEAVES = 256  # of one tree in one lung; a power of two
+LEAF_RADIUS_MM = 0.6
 MURRAY = 1 / 2.6  # radius of a branch ~ (leaves it feeds) ** MURRAY
 
 
@@ -46,7 +46,10 @@ class Lungs:
         level = self.cage.level_of(z)
         wide = np.interp(level, [0, 3, 4.5, 7, 10], np.array([0.9, 1.0, 0.92, 0.72, 0.62]) * p.mediastinum_mm)
         front = 1 / (1 + np.exp((field.v + np.float32(0.42)) / np.float32(-0.11)))
-        medial = 7 + (wide.astype(np.float32) - 7) * front
+        # Beside the vertebral bodies the lungs come closer together, in front of the great vessels closer still.
+        back = 1 / (1 + np.exp((field.dy - self.cage.spine(z)[1] + self.cage.frame.at(z)[1] + 15) / np.float32(-5)))
+        wide = wide.astype(np.float32) + (22 - wide.astype(np.float32)) * back
+        medial = 7 + (wide - 7) * front
         return (field.wall < -inner) & (z < cap) & (z > field.dome) & (np.abs(field.dx) > medial)
 
     def lobes(self, field: Field, z: np.ndarray) -> np.ndarray:
@@ -54,7 +57,7 @@ class Lungs:
         p = self.cage.patient
         left = field.dx > 0
         base = np.where(left, np.float32(self.cage.dome_mm[1]), np.float32(self.cage.dome_mm[0])) - 22
-        forward = (np.float32(0.85) - field.v) / np.float32(1.5 * p.fissure_tilt)
+        forward = (np.float32(0.85) - field.v) / np.float32(1.9 * p.fissure_tilt)
         oblique = self.oblique_mm + (base - self.oblique_mm) * forward - 14 * (np.abs(field.u) - np.float32(0.5))
         lower = z < oblique
         upper_right = z > self.horizontal_mm + 10 * field.v
@@ -116,23 +119,36 @@ class Tree:
         return share
 
 
-def grow_tree(root: np.ndarray, leaves: np.ndarray, leaf_radius_mm: float = LEAF_RADIUS_MM) -> Tree:
+def grow_tree(
+    root: np.ndarray, leaves: np.ndarray, rng: np.random.Generator, leaf_radius_mm: float = LEAF_RADIUS_MM
+) -> Tree:
     """Grow a tree from `root` that reaches every leaf: branches split the leaves in halves across their longest extent.
 
     Args:
         root: (3,) mm.
         leaves: (2^k, 3) mm.
+        rng: varies where branches divide.
         leaf_radius_mm: radius of the last branches; radii grow towards the root by Murray's law.
     """
-    groups, tips = leaves[None], root[None].astype(float)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]  # so that branches do not follow the axes of the scanner
+    groups, tips = (leaves @ turn)[None], (root @ turn)[None]
     parts: list[tuple[np.ndarray, ...]] = []
     generation, feeding = 0, leaf_radius_mm * len(leaves) ** MURRAY
     while True:
         count = groups.shape[1]
         radius = leaf_radius_mm * count**MURRAY
-        ends = tips + (groups.mean(1) - tips) * (1.0 if count == 1 else 0.42)
-        n = len(ends)
-        parts.append((tips, ends, np.full(n, (feeding + radius) / 2), np.full(n, radius), np.full(n, generation)))
+        n = len(groups)
+        reach = rng.uniform(0.3, 0.6, (n, 1)) if count > 1 else 1.0
+        ends = tips + (groups.mean(1) - tips) * reach
+        parts.append(
+            (
+                tips @ turn.T,
+                ends @ turn.T,
+                np.full(n, (feeding + radius) / 2),
+                np.full(n, radius),
+                np.full(n, generation),
+            )
+        )
         if count == 1:
             return Tree(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         axis = groups.std(1).argmax(1)
@@ -148,8 +164,10 @@ def merge(trees: list[Tree]) -> Tree:
     return Tree(*(np.concatenate([getattr(tree, name) for tree in trees]) for name in names))
 
 
-def airways_of(tree: Tree, shift_mm: np.ndarray) -> Tree:
-    """Return the bronchi that run beside the larger arteries of a tree, as lumina."""
+def airways_of(tree: Tree, root: np.ndarray) -> Tree:
+    """Return the bronchi that run from `root` beside the larger arteries of a tree, as lumina."""
     keep = tree.generation <= 5
-    moved = [array[keep] + shift_mm for array in (tree.start, tree.end)]
+    start, end = tree.start[keep], tree.end[keep]
+    beside = np.array([0.0, 6.0, -4.0])
+    moved = np.where(tree.generation[keep, None] == 0, root, start + beside), end + beside
     return Tree(*moved, tree.radius_start[keep] * 0.8, tree.radius_end[keep] * 0.8, tree.generation[keep])

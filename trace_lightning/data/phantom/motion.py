@@ -40,8 +40,8 @@ def pair_flow(motion: dict, grid: Grid, i: int, j: int) -> np.ndarray:
     cx, cy, a, b = (np.interp(at, motion["z_mm"], motion[name]) for name in ("cx_mm", "cy_mm", "a_mm", "b_mm"))
     x = -(grid.affine[0, 3] + grid.affine[0, 0] * np.arange(width))  # canonical LPS against the affine's RAS
     y = -(grid.affine[1, 3] + grid.affine[1, 1] * np.arange(height))
-    dx = (cx[1] + (x - cx[0]) * a[1] / a[0] - x) / -grid.affine[0, 0]
-    dy = (cy[1] + (y - cy[0]) * b[1] / b[0] - y) / -grid.affine[1, 1]
+    dx = (cx[1] - cx[0] + (x - cx[0]) * (a[1] / a[0] - 1)) / -grid.affine[0, 0]
+    dy = (cy[1] - cy[0] + (y - cy[0]) * (b[1] / b[0] - 1)) / -grid.affine[1, 1]
     flow = np.empty((2, height, width), np.float32)
     flow[0], flow[1] = dx[None, :], dy[:, None]
     return flow

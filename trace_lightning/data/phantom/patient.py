@@ -11,8 +11,8 @@ STREAMS = ("body", "findings", "scan", "report", "placement", "texture")
 SPLITS = ("train", "valid")
 
 
-def stream(seed: int, split: str, number: int, name: str) -> np.random.Generator:
-    """Return a random stream of one patient; streams of other names and patients are independent of it.
+def stream_key(seed: int, split: str, number: int, name: str) -> tuple[int, ...]:
+    """Return the seed of one of a patient's random streams; other names and patients give independent ones.
 
     Args:
         seed: seed of the phantom.
@@ -20,7 +20,7 @@ def stream(seed: int, split: str, number: int, name: str) -> np.random.Generator
         number: the patient's number within the split.
         name: one of `STREAMS`.
     """
-    return np.random.default_rng([seed, SPLITS.index(split), number, STREAMS.index(name)])
+    return seed, SPLITS.index(split), number, STREAMS.index(name)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Patient:
     stomach_gas: float  # share of the depth
     kidney_drop_mm: float
     scapula_level: float
-    scapula_turn: float  # towards the side
+    scapula_turn_mm: float  # towards the side
     breast_mm: float  # 0 in men
     lung_offset_hu: float
     liver_offset_hu: float
@@ -121,7 +121,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         mediastinum_mm=u(27, 38),
         fissure_tilt=u(0.75, 1.2),
         fissure_level=u(2.8, 4.2),
-        horizontal_fissure_level=u(5.2, 6.8),
+        horizontal_fissure_level=u(5.6, 7.0),
         heart_scale=u(0.88, 1.08),
         heart_shift_mm=(u(-8, 10), u(-5, 8), u(-10, 10)),
         heart_azimuth=u(0.65, 1.1),
@@ -137,7 +137,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         stomach_gas=u(0.1, 0.4),
         kidney_drop_mm=u(-12, 25),
         scapula_level=u(-0.4, 1.0),
-        scapula_turn=u(-0.08, 0.16),
+        scapula_turn_mm=u(-10, 45),
         breast_mm=u(25, 55) if sex == "F" else 0.0,
         lung_offset_hu=u(-28, 40),
         liver_offset_hu=-u(10, 45) if rng.random() < 0.25 else u(-5, 7),

@@ -130,7 +130,7 @@ class _Texture:
         hu = _mean(self.mean[block.tissues], fine) + _mean(self.variation[block.tissues], fine) * field
         lung = _mean(self.in_lung[block.tissues], fine)
         aerated = _mean(self.aerated[block.tissues], fine)
-        cx, cy, a, b = self.anatomy.cage.frame.at(z)
+        _, cy, _, b = self.anatomy.cage.frame.at(z)
         hu += aerated * (42 * (y - cy) / b + 8)  # dependent lung is denser
         inner = self.anatomy.airways.coverage(pixels, self.pixel_mm)
         outer = self.anatomy.airways.coverage(pixels, self.pixel_mm, grow_mm=1.0)
@@ -145,7 +145,9 @@ def _paint_table(hu: np.ndarray, anatomy: Anatomy, pixels: Block, pixel_mm: floa
     x, y, _ = pixels.axes()
     surface = anatomy.body.back_mm + 9 - (x / 300) ** 2 * 60
     for below_mm, thick_mm, rise_hu in ((0.0, 2.0, 850.0), (34.0, 2.0, 700.0)):
-        share = np.clip((thick_mm / 2 - np.abs(y - surface - below_mm)) / pixel_mm + 0.5, 0, min(1, thick_mm / pixel_mm))
+        share = np.clip(
+            (thick_mm / 2 - np.abs(y - surface - below_mm)) / pixel_mm + 0.5, 0, min(1, thick_mm / pixel_mm)
+        )
         np.maximum(hu, -1000 + rise_hu * share, out=hu)
 
 

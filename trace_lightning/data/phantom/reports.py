@@ -24,7 +24,11 @@ CLOSING = (
     "Vertebral body heights are preserved.",
 )
 CLEAR_LUNGS = ("No nodule or infiltration is seen in either lung.", "Aeration of both lung parenchyma is normal.")
-NOTHING_FOUND = ("No pathology detected in the lungs.", "Findings within normal limits.", "No acute thoracic pathology.")
+NOTHING_FOUND = (
+    "No pathology detected in the lungs.",
+    "Findings within normal limits.",
+    "No acute thoracic pathology.",
+)
 REASONS = (NOT_GIVEN, "Cough.", "Shortness of breath.", "Chest pain.", "Follow-up.")
 TECHNIQUE = "Sections were taken through the chest without contrast medium."
 OF_LUNGS = {"Lung nodule", "Lung opacity", "Consolidation", "Emphysema", "Atelectasis"}

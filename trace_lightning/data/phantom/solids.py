@@ -105,10 +105,15 @@ class Column:
         return np.array([(x - rx).min(), (y - ry).min(), z[0]]), np.array([(x + rx).max(), (y + ry).max(), z[-1]])
 
     def depth(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Return mm inside the surface; beyond either end it is negative."""
+        """Return mm inside the surface; beyond either end everything is outside."""
         cx, cy, rx, ry = (np.interp(z, self.knots[:, 0], c).astype(np.float32) for c in self.knots[:, 1:].T)
         depth = (1 - np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2)) * np.minimum(rx, ry)
-        return np.where((z < self.knots[0, 0]) | (z > self.knots[-1, 0]), -1.0, depth)
+        return np.where((z < self.knots[0, 0]) | (z > self.knots[-1, 0]), np.float32(-np.inf), depth)
+
+
+def shift(point: np.ndarray, x: float, y: float, z: float) -> np.ndarray:
+    """Return a point moved by x to the left, y to the back and z to the head."""
+    return point + np.array([x, y, z], float)
 
 
 def tube(points: Sequence[Sequence[float]], radii: Sequence[float] | float) -> list[Capsule]:
@@ -156,7 +161,7 @@ class Block:
     def window(self, low: np.ndarray, high: np.ndarray, margin_mm: float = 0.0) -> Window | None:
         """Return the part of the block inside a box, as index slices along (D, H, W); None where they do not meet."""
         window = tuple(
-            slice(int(np.searchsorted(axis, a - margin_mm)), int(np.searchsorted(axis, b + margin_mm, side="right")))
+            slice(int(axis.searchsorted(a - margin_mm)), int(axis.searchsorted(b + margin_mm, "right")))
             for axis, a, b in zip((self.z, self.y, self.x), low[::-1], high[::-1], strict=True)
         )
         return window if all(s.start < s.stop for s in window) else None

@@ -1,0 +1,137 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trace_lightning.artifacts import file_digest, read_json, write_json
+from trace_lightning.config import Experiment
+from trace_lightning.data import cache
+from trace_lightning.errors import UserError
+from trace_lightning.generation import load_generator
+from trace_lightning.training import CHECKPOINT, RECORD, WEIGHTS, train
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from trace_lightning.config import read_experiment
+from trace_lightning.training import train
+
+def progress(done, total, note):
+    if done == int(sys.argv[3]):
+        os._exit(9)  # as kill -9 would: no handler runs
+
+train(read_experiment(Path(sys.argv[1])), Path(sys.argv[2]), progress)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(full_tree, tmp_path_factory) -> Experiment:
+    """Ours with a tiny network on the tiny tree, prepared; 8 steps, a checkpoint after each 3."""
+    experiment = Experiment(name="ours")
+    data = experiment.data
+    data.root, data.size, data.mask_source = str(full_tree.root), 32, "threshold"
+    data.num_train_patients, data.num_val_patients, data.num_test_patients, data.num_workers = 3, 1, 2, 0
+    experiment.text.architecture, experiment.text.pretrained = "tiny", "seeded"
+    model = experiment.model
+    model.block_channels, model.attention_levels, model.layers_per_block = [8, 16], [1], 1
+    model.norm_groups, model.unshuffle, model.text_context_dim, model.flow_adapter_channels = 4, 2, 16, 4
+    experiment.diffusion.prediction_type, experiment.diffusion.beta_schedule = "sample", "squaredcos_cap_v2"
+    training = experiment.train
+    training.max_steps, training.batch_size, training.warmup_steps, training.ema_decay = 8, 4, 2, 0.5
+    training.lr, training.min_lr = 1e-3, 1e-4
+    training.val_every_steps, training.checkpoint_every_steps, training.log_every_steps = 4, 3, 1
+    experiment.sample.num_inference_steps, experiment.sample.timestep_spacing = 3, "trailing"
+    experiment.run.cache_dir, experiment.run.device = str(tmp_path_factory.mktemp("cache")), "cpu"
+    cache.prepare(experiment, silent)
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    train(prepared, folder, silent)
+    return folder
+
+
+def silent(done: int, total: int, note: str = "") -> None:
+    pass
+
+
+def volumes(experiment: Experiment, folder: Path, abreast: int = 1, **sample) -> list[np.ndarray]:
+    experiment = replace(experiment, sample=replace(experiment.sample, volumes_abreast=abreast, **sample))
+    cases = cache.test_cases(experiment)
+    cases += [replace(case, case_id=f"{case.case_id}_again") for case in cases]
+    generator = load_generator(experiment, folder)
+    return [made.volume.hu for made in generator.generate(cases, [1, 2, 3, 4], silent)]
+
+
+def test_a_training_leaves_weights_a_record_curves_and_pictures(trained):
+    record = read_json(trained / RECORD)
+    assert record["steps"] == 8
+    assert record["weights_digest"] == file_digest(trained / WEIGHTS)
+    assert np.isfinite(record["metrics"]["val/loss"])
+    assert (trained / "metrics" / "session0" / "metrics.csv").read_text().count("\n") > 8
+    assert len(list((trained / "samples").glob("*.png"))) == 2
+    assert not (trained / CHECKPOINT).exists()
+
+
+def test_killed_and_repeated_gives_the_same_weights(prepared, trained, tmp_path):
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.structured(prepared), tmp_path / "config.yaml")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(tmp_path / "training"), "5"]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert (tmp_path / "training" / CHECKPOINT).is_file()
+    assert not (tmp_path / "training" / WEIGHTS).exists()
+    seen = []
+    train(prepared, tmp_path / "training", lambda done, total, note="": seen.append(done))
+    assert seen[0] == 4  # from the checkpoint of step 3, not from the start
+    assert file_digest(tmp_path / "training" / WEIGHTS) == file_digest(trained / WEIGHTS)
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(prepared, tmp_path):
+    (tmp_path / CHECKPOINT).write_bytes(b"")
+    write_json(tmp_path / "owner.json", {"method": "another"})
+    with pytest.raises(UserError, match="checkpoint of another experiment"):
+        train(prepared, tmp_path, silent)
+
+
+def test_weights_of_another_network_are_refused(prepared, trained):
+    other = replace(prepared, model=replace(prepared.model, num_mask_classes=2))
+    with pytest.raises(UserError, match=r"another experiment.*model"):
+        load_generator(other, trained)
+
+
+@pytest.mark.parametrize("sampler", ["overlap", "independent"])
+def test_volumes_do_not_depend_on_the_batch(prepared, trained, sampler):
+    for alone, together in zip(
+        volumes(prepared, trained, 1, sampler=sampler), volumes(prepared, trained, 4, sampler=sampler), strict=True
+    ):
+        assert np.abs(alone - together).max() < 0.01  # HU
+
+
+def test_the_same_seed_gives_the_same_volume_and_another_seed_another(prepared, trained):
+    first, again = volumes(prepared, trained), volumes(prepared, trained)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], first[2])  # one case, two seeds
+
+
+def test_volumes_lie_within_the_window_on_the_models_grid(prepared, trained):
+    case = cache.test_cases(prepared)[0]
+    (made,) = load_generator(prepared, trained).generate([case], [0], silent)
+    assert made.volume.hu.shape == case.grid.shape
+    assert made.volume.hu.min() >= -1000
+    assert made.volume.hu.max() <= 1000
+    assert made.evaluations_per_slice == pytest.approx(3 * (2 * 12 - 3) / 12)
+
+
+def test_cuda_is_not_taken_for_granted(prepared, trained):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here")
+    with pytest.raises(UserError, match="no CUDA device"):
+        load_generator(replace(prepared, run=replace(prepared.run, device="cuda")), trained)
