@@ -176,14 +176,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: absent, or no such YAML.
     """
-    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     try:
-        data = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not readable as YAML ({error})") from None
+        data = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds no keys")
     return data
@@ -286,21 +288,21 @@ def _notes(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str, ...]:
     for row in rows:
         for note in row.notes:
             said.setdefault(note, []).append(row.label)
-    generated = sum(not row.is_real and row.reason is None for row in rows)
+    generated = {row.label for row in rows if not row.is_real and row.reason is None}
     notes = ["bold: best of its column among rows with the same inputs; n: volumes scored"]
     if any(cell.low is not None for row in rows for cell in row.cells.values()):
         notes.append("intervals: 95 %, bootstrap over volumes")
     if any(row.n == 1 for row in rows):
         notes.append("one volume gives no interval")
     for note, labels in said.items():
-        notes.append(f"{'all rows' if len(labels) == generated > 1 else '; '.join(labels)}: {note}")
+        notes.append(f"{'all rows' if len(generated) > 1 and generated <= set(labels) else '; '.join(labels)}: {note}")
     return tuple(notes)
 
 
 def _published(reference: str, table_path: Path) -> Block:
-    """Read published numbers: `file#key`, relative to the working directory or to the folder above the table's."""
+    """Read published numbers: `file#key`, the file relative to the folder above the table's (the repository)."""
     name, _, key = str(reference).partition("#")
-    path = Path(name) if Path(name).exists() else table_path.resolve().parent.parent / name
+    path = table_path.resolve().parent.parent / name
     data = read_yaml(path)
     if not isinstance(data.get(key), dict):
         raise UserError(f"{table_path}: published: {path} has no table {key!r}; it has {', '.join(data)}")

@@ -1,8 +1,8 @@
 """Lungs and bone from HU alone: no weights, no training, the same rule for real and for generated volumes.
 
 The body is the largest piece of tissue once thin sheets (the couch) are taken off. Lung is air that the body encloses
-in its axial slice; a scan that cuts the thorax leaves its lung open on one side, so three of four directions suffice
-for a voxel, and all four are asked of most voxels of a component. Bone is what is dense inside the body.
+in its axial slice; where a scan cuts the thorax, the border of the image between tissue and tissue closes it. Bone is
+what is dense inside the body.
 
 What HU cannot tell apart is left together: the trachea and the large bronchi count as lung (about 1 % of it), and
 contrast-filled vessels, calcifications and metal count as bone.
@@ -23,7 +23,7 @@ OPENING_MM = 4.0  # in-plane radius; the couch is thinner than twice this, the c
 CLOSING_MM = 4.0  # radius; small vessels and bronchial walls inside the lung belong to it
 MIN_LUNG_ML = 1.0
 MIN_LUNG_SHARE = 0.1  # of the largest lung component; gas in stomach and bowel is smaller
-MIN_ENCLOSED_SHARE = 0.5  # of a lung component's voxels that see tissue in all four directions
+MIN_ENCLOSED_SHARE = 0.5  # of a lung component's voxels that are enclosed on all four sides; the rest on three
 MIN_BONE_ML = 0.3  # smaller pieces are noise
 
 
@@ -64,7 +64,7 @@ def _body(tissue: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndar
 
 
 def _lung(air: np.ndarray, body: np.ndarray, voxel_ml: float) -> np.ndarray:
-    enclosed = _directions_to(body)
+    enclosed = _sides_with(_closed_at_the_border(body))
     pieces, voxels = _components(air & (enclosed >= 3))
     inside = np.bincount(pieces[enclosed == 4], minlength=len(voxels))
     lungs = (voxels * voxel_ml >= MIN_LUNG_ML) & (inside >= MIN_ENCLOSED_SHARE * voxels)
@@ -72,12 +72,22 @@ def _lung(air: np.ndarray, body: np.ndarray, voxel_ml: float) -> np.ndarray:
     return lungs[pieces]
 
 
-def _directions_to(body: np.ndarray) -> np.ndarray:
-    """Count the directions, of the four of the axial plane, in which a ray from each voxel meets the body."""
-    count = np.zeros(body.shape, np.uint8)
+def _closed_at_the_border(body: np.ndarray) -> np.ndarray:
+    """Add the border pixels of each axial slice that lie between body and body along their edge of the image."""
+    closed = body.copy()
+    for edge in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
+        before = np.logical_or.accumulate(body[edge], axis=1)
+        after = np.logical_or.accumulate(body[edge][:, ::-1], axis=1)[:, ::-1]
+        closed[edge] |= before & after
+    return closed
+
+
+def _sides_with(wall: np.ndarray) -> np.ndarray:
+    """Count the directions, of the four of the axial plane, in which a ray from each voxel meets the wall."""
+    count = np.zeros(wall.shape, np.uint8)
     for axis in (1, 2):
-        count += np.logical_or.accumulate(body, axis=axis)
-        count += np.flip(np.logical_or.accumulate(np.flip(body, axis), axis=axis), axis)
+        count += np.logical_or.accumulate(wall, axis=axis)
+        count += np.flip(np.logical_or.accumulate(np.flip(wall, axis), axis=axis), axis)
     return count
 
 

@@ -110,7 +110,7 @@ class Mediastinum:
 
     def _aorta_path(self) -> np.ndarray:
         p, z, room, unfold = self.cage.patient, self.carina[2], self.room, self.cage.patient.aorta_unfolding_mm
-        wide, thin = p.aorta_mm, p.aorta_mm * 0.8
+        wide, thin = p.aorta_mm, 5.6 + 0.4 * p.aorta_mm  # the descending aorta widens less
         points = [
             (4, 68 * room, z - 55, wide * 0.95),
             (-14, 76 * room, z - 14, wide),

@@ -1,0 +1,73 @@
+import json
+
+import numpy as np
+import pytest
+from toy_chest import write_generated
+
+from evaluation import compare
+from evaluation.score import score
+from evaluation.settings import Settings
+from trace_lightning.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def runs(toy_folders, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for name, sigma, seeds in (("sharp", 0.5, range(3)), ("blurred", 1.5, range(3)), ("fewer", 1.5, range(2))):
+        write_generated(root / name / "volumes", seeds, sigma)
+        score(root / name / "volumes", toy_folders / "real", root / name / "scores", toy_folders / "masks")
+    return root
+
+
+def test_pairs_volumes_of_the_same_case(runs):
+    found = compare.compare([(runs / "sharp", runs / "blurred")])["skill_lung"]
+    per_case = {name: sorted((runs / name / "scores" / "per_case").glob("*")) for name in ("sharp", "blurred")}
+    values = {
+        name: [json.loads(path.read_text())["measures"]["skill_lung"] for path in paths]
+        for name, paths in per_case.items()
+    }
+    a, b = np.array(values["sharp"]), np.array(values["blurred"])
+    assert found.mean_a == pytest.approx(a.mean())
+    assert found.difference == pytest.approx((a - b).mean())
+    assert found.lower == (a < b).sum()
+    assert found.volumes == 3
+
+
+def test_pools_pairs_of_runs(runs):
+    once = compare.compare([(runs / "sharp", runs / "blurred")], ["dice"])["dice"]
+    twice = compare.compare([(runs / "sharp", runs / "blurred")] * 2, ["dice"])["dice"]
+    assert (twice.volumes, twice.cases) == (6, 3)
+    assert twice.difference_interval == pytest.approx(once.difference_interval)
+
+
+def test_a_run_against_itself(runs):
+    for name, found in compare.compare([(runs / "sharp", runs / "sharp")]).items():
+        assert found.difference == 0, name
+        assert found.lower == 0
+        assert found.difference_interval == (0, 0)
+
+
+def test_what_no_volume_has_is_none(runs):
+    assert compare.compare([(runs / "sharp", runs / "blurred")], ["subject_consistency"])["subject_consistency"] is None
+
+
+def test_shows_and_writes(runs, capsys):
+    pair = [(runs / "sharp", runs / "blurred")]
+    found = compare.compare(pair, ["dice", "imaging_quality"])
+    compare.show(found, pair)
+    assert f"{found['dice'].lower}/3" in capsys.readouterr().out
+    data = json.loads(json.dumps(compare.to_json(found, pair)))
+    assert data["metrics"]["dice"]["mean_a"] == found["dice"].mean_a
+    assert data["metrics"]["imaging_quality"] is None
+
+
+def test_refuses_what_cannot_be_paired(runs, toy_folders, tmp_path):
+    with pytest.raises(UserError, match=r"other cases \(case_2\)"):
+        compare.compare([(runs / "sharp", runs / "fewer")])
+    with pytest.raises(UserError, match="score its volumes first"):
+        compare.compare([(runs / "sharp", tmp_path)])
+    with pytest.raises(UserError, match="'beauty' is no metric"):
+        compare.compare([(runs / "sharp", runs / "blurred")], ["beauty"])
+    score(runs / "sharp" / "volumes", toy_folders / "real", tmp_path / "scores", settings=Settings(spacing_mm=8.0))
+    with pytest.raises(UserError, match="different protocols"):
+        compare.compare([(runs / "sharp", tmp_path)])

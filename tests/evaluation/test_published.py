@@ -1,0 +1,39 @@
+"""The paper's numbers as typed: spot checks against its tables, and what any such numbers must obey."""
+
+from pathlib import Path
+
+import pytest
+
+from evaluation.gather import read_yaml
+from evaluation.metrics import metric
+
+PUBLISHED = read_yaml(Path(__file__).parents[2] / "experiments" / "published.yaml")
+
+
+def numbers(table, label):
+    entry = PUBLISHED[table]
+    return dict(zip(entry["columns"], str(entry["rows"][label]).split(), strict=True))
+
+
+@pytest.mark.parametrize("table", PUBLISHED)
+def test_rows_fit_their_columns(table):
+    assert PUBLISHED[table]["source"]
+    for column in PUBLISHED[table]["columns"]:
+        assert metric(column) is not None, column
+    for label in PUBLISHED[table]["rows"]:
+        numbers(table, label)
+
+
+def test_spot_checks():
+    assert len(PUBLISHED["table1"]["rows"]) == 10
+    assert numbers("table1", "100/[1,2,4] (Ours)")["hd95_mm"] == "13.37"
+    assert numbers("table1", "GenerateCT")["dice"] == "9.49"
+    assert numbers("table2", "GT/GT")["fid"] == "-6.7"
+
+
+def test_jaccard_is_what_dice_allows():
+    """Jensen: the mean Jaccard is at least D / (2 - D) of the mean Dice."""
+    for label in PUBLISHED["table1"]["rows"]:
+        found = numbers("table1", label)
+        dice, jaccard = (float(found[name]) / 100 for name in ("dice", "jaccard"))
+        assert jaccard >= dice / (2 - dice) - 1e-4, label

@@ -1,0 +1,257 @@
+import csv
+import json
+import re
+
+import pytest
+from toy_chest import write_cases, write_generated
+
+from evaluation.gather import gather
+from evaluation.metrics import metric, network_metrics
+from evaluation.render import console_of, latex, markdown, show
+from evaluation.score import score
+from evaluation.settings import Settings
+from evaluation.table import make_table
+from trace_lightning.errors import UserError
+
+TABLE = """
+name: tiny
+title: "A tiny table"
+columns: [subject_consistency, temporal_flickering, dice, hd95_mm, slices_per_second, vram_infer_gb]
+companions: [evaluations_per_slice, skill_lung, border_difference_ratio]
+published: experiments/published.yaml#paper
+rows:
+  - {label: GT, source: ground_truth}
+  - {label: Theirs, source: published}
+  - {label: PFM, experiment: pfm}
+  - {label: DAG, experiment: dag}
+  - {label: "100/[1,2]", experiment: p100}
+  - {label: "Ours [all]", experiment: ours}
+  - {label: Later, experiment: later}
+"""
+PUBLISHED = """
+paper:
+  title: The paper, Table 1
+  source: the paper
+  columns: [dice, hd95_mm]
+  rows:
+    Theirs: 9.49 220.07
+    "Ours [all]": 76.50 -
+"""
+
+
+def entry(name, value, low=None, high=None, n=6, reason=None):
+    spec = metric(name)
+    numbers = {"value": value, "mean": value, "low": low, "high": high, "n": n}
+    return numbers | {"statistic": spec.statistic, "reason": reason}
+
+
+def write_summary(folder, seed=0, inputs=("mask", "text"), notes=(), digest="p", missing=(), **values):
+    metrics = {spec.name: entry(spec.name, None, n=0, reason=f"needs {spec.network}") for spec in network_metrics()}
+    for name, value in values.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        metrics[name] = entry(name, *numbers)
+    summary = {
+        "protocol": {"segmenter": digest},
+        "protocol_digest": digest,
+        "n": 6,
+        "cases": ["case_0"],
+        "missing": list(missing),
+        "inputs": None if inputs is None else list(inputs),
+        "notes": list(notes),
+        "generated_dir": "../volumes",
+        "reference_dir": "../../../ground_truth/seed0/volumes",
+        "metrics": metrics,
+    }
+    path = folder / f"seed{seed}" / "scores" / "summary.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "tiny.yaml").write_text(TABLE)
+    (tmp_path / "experiments" / "published.yaml").write_text(PUBLISHED)
+    runs = tmp_path / "runs" / "phantom"
+    write_summary(runs / "ground_truth", inputs=None, dice=1.0, hd95_mm=0.0, temporal_flickering=0.99, skill_lung=1.0)
+    costs = {"slices_per_second": 9.0, "peak_memory_gb": 1.5, "evaluations_per_slice": 24.0}
+    write_summary(runs / "pfm", inputs=(), notes=["said of PFM"], dice=0.9, temporal_flickering=0.97, **costs)
+    write_summary(runs / "dag", dice=(0.5, 0.4, 0.6), hd95_mm=30.0, temporal_flickering=0.95, skill_lung=0.3, **costs)
+    ours = {"dice": (0.75, 0.7, 0.8), "hd95_mm": 12.0, "border_difference_ratio": 0.9, "skill_lung": 0.7}
+    write_summary(runs / "ours", notes=["a prior"], missing=["case_9"], temporal_flickering=0.94, **ours, **costs)
+    unavailable = runs / "p100" / "seed0" / "unavailable.json"
+    unavailable.parent.mkdir(parents=True)
+    unavailable.write_text('{"reason": "asks for 100 patients, 48 there"}')
+    return tmp_path
+
+
+def gathered(project, **options):
+    return gather(project / "experiments" / "tiny.yaml", "phantom", runs_dir=project / "runs", **options)
+
+
+def row(table, label):
+    return next(found for found in table.rows if found.label == label)
+
+
+def test_rows_hold_the_printed_scale(project):
+    table = gathered(project)
+    assert [found.label for found in table.rows] == ["GT", "PFM", "DAG", "100/[1,2]", "Ours [all]", "Later"]
+    ours = row(table, "Ours [all]")
+    assert ours.cells["dice"].value == 75
+    assert (ours.cells["dice"].low, ours.cells["dice"].high) == (70, 80)
+    assert ours.cells["hd95_mm"].value == 12
+    assert ours.cells["skill_lung"].value == 0.7
+    assert ours.cells["vram_infer_gb"].value == 1.5
+    assert (ours.inputs, ours.n, ours.cases) == (("mask", "text"), 6, ("case_0",))
+
+
+def test_the_best_is_marked_among_equal_inputs_only(project):
+    table = gathered(project)
+    best = {found.label: {name for name, cell in found.cells.items() if cell.best} for found in table.rows}
+    assert best["PFM"] == set()  # 90 % Dice, but nobody else goes without the mask
+    assert best["GT"] == set()
+    assert best["Ours [all]"] == {"dice", "hd95_mm", "skill_lung"}
+    assert best["DAG"] == {"temporal_flickering"}  # equal costs are nobody's merit
+
+
+def test_empty_cells_say_why(project):
+    table = gathered(project)
+    assert row(table, "100/[1,2]").reason == "asks for 100 patients, 48 there"
+    assert "not scored yet" in row(table, "Later").reason
+    assert row(table, "DAG").cells["subject_consistency"].reason == "needs DINO ViT-B/16"
+    assert row(table, "GT").cells["slices_per_second"].reason == "real volumes are not generated"
+    for found in table.rows:
+        assert all((cell.value is None) == (cell.reason is not None) for cell in found.cells.values())
+
+
+def test_notes_go_with_their_rows(project):
+    notes = "\n".join(gathered(project).notes)
+    assert "PFM: said of PFM" in notes
+    assert "Ours [all]: a prior" in notes
+    assert "1 real volumes have no generated one" in notes
+    assert "bootstrap over volumes" in notes
+
+
+def test_published_numbers_stand_apart_and_verbatim(project):
+    published = gathered(project).blocks[-1]
+    assert published.source == "the paper"
+    assert [found.label for found in published.rows] == ["Theirs", "Ours [all]"]
+    assert published.rows[1].cells["dice"].text == "76.50"
+    assert not any(found.label == "Theirs" for found in gathered(project).rows)
+
+
+def test_several_seeds_give_mean_and_spread(project):
+    write_summary(project / "runs" / "phantom" / "ours", seed=1, dice=0.65)
+    table = gathered(project, seeds=(0, 1))
+    cell = row(table, "Ours [all]").cells["dice"]
+    assert cell.value == pytest.approx(70)
+    assert cell.spread == pytest.approx(50**0.5)
+    assert cell.low is None
+    assert "DAG" in next(note for note in table.notes if "not scored yet: seed 1" in note)
+    assert "±7.1" in markdown(table)
+
+
+def test_other_protocols_are_refused(project):
+    write_summary(project / "runs" / "phantom" / "dag", digest="q", dice=0.5)
+    with pytest.raises(UserError, match=r"different protocols \(segmenter: p / q\)"):
+        gathered(project)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("name: tiny", "nome: tiny", "unknown key 'nome'"),
+        ("dice, hd95_mm,", "dyce, hd95_mm,", "'dyce' is no metric"),
+        ("source: ground_truth", "source: nowhere", "nowhere"),
+        ("{label: PFM, experiment: pfm}", "{label: PFM}", "needs a label, and either"),
+        ("{label: Theirs,", "{label: Others,", "'Others' has no published numbers"),
+        ("#paper", "#other", "has no table 'other'"),
+        ("published.yaml", "absent.yaml", "no such file"),
+        ("rows:", "rows: [", "YAML"),
+    ],
+)
+def test_a_wrong_table_is_refused(project, old, new, says):
+    path = project / "experiments" / "tiny.yaml"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=says):
+        gathered(project)
+
+
+def test_published_rows_of_the_wrong_length_are_refused(project):
+    path = project / "experiments" / "published.yaml"
+    path.write_text(path.read_text().replace("9.49 220.07", "9.49"))
+    with pytest.raises(UserError, match="1 numbers for 2 columns"):
+        gathered(project)
+
+
+@pytest.mark.parametrize("width", [200, 120, 100, 80, 50])
+def test_the_terminal_shows_every_number_at_any_width(project, capsys, width):
+    show(gathered(project), width)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    assert "…" not in printed
+    for number in ("75.0", "50.0", "90.0", "12.00", "0.70", "24.0", "76.50", "220.07"):
+        assert number in printed, number
+    assert "100/[1,2]" in printed.replace("\n", "")
+    assert re.search(r"^¹ needs DINO", printed, re.MULTILINE)
+    assert ("70.0–80.0" in printed) or "intervals did not fit" in printed
+
+
+def test_wide_terminals_show_intervals(project, capsys):
+    show(gathered(project), 120)
+    assert "70.0–80.0" in capsys.readouterr().out
+
+
+def test_a_pipe_is_120_wide(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    assert console_of().width == 120
+
+
+def test_markdown(project):
+    text = markdown(gathered(project))
+    assert "**75.0** (70.0–80.0)" in text
+    assert "\n| PFM | none | 6 | - [1] | 97.00 | 90.0 |" in text
+    assert "needs DINO ViT-B/16" in text.split("[1]", 2)[-1]
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1
+
+
+def test_csv_holds_every_number(project, tmp_path):
+    folder = make_table(project / "experiments" / "tiny.yaml", "phantom", (0,), project / "runs", 120, montage=False)
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    found = {(line["block"], line["row"], line["column"]): line for line in rows}
+    dice = found["ours", "Ours [all]", "dice"]
+    assert (float(dice["value"]), float(dice["low"]), float(dice["high"]), dice["unit"]) == (75, 70, 80, "%")
+    assert (dice["inputs"], dice["best"]) == ("mask+text", "1")
+    assert found["ours", "100/[1,2]", "dice"]["reason"] == "asks for 100 patients, 48 there"
+    assert found["as published", "Theirs", "hd95_mm"]["value"] == "220.07"
+
+
+def test_latex_is_balanced_and_escaped(project):
+    text = latex(gathered(project))
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 3
+    assert "\\textbf{75.0}" in text
+    body = [line for line in text.splitlines() if line.endswith("\\\\")]
+    assert not any(re.search(r"(?<!\\)[%#_]", line) for line in body)
+    assert not re.search(r"[↑↓±–]", "\n".join(body))
+
+
+def test_from_volumes_to_table_and_montage(project):
+    """The whole path on real files: score three rows, print the table, draw the montage."""
+    runs = project / "runs" / "toy"
+    write_cases(runs / "ground_truth" / "seed0" / "volumes", range(2), runs / "ground_truth" / "seed0" / "masks")
+    for name, sigma in (("ours", 0.5), ("dag", 1.5)):
+        write_generated(runs / name / "seed0" / "volumes", range(2), sigma, inputs=["mask", "text"])
+    real = runs / "ground_truth" / "seed0"
+    for name in ("ground_truth", "ours", "dag"):
+        folder = runs / name / "seed0"
+        score(folder / "volumes", real / "volumes", folder / "scores", real / "masks", settings=Settings())
+    folder = make_table(project / "experiments" / "tiny.yaml", "toy", (0,), project / "runs", 120)
+    assert sorted(path.name for path in folder.iterdir()) == ["montage.png", "table.csv", "table.md", "table.tex"]
+    table = gather(project / "experiments" / "tiny.yaml", "toy", runs_dir=project / "runs")
+    assert row(table, "Ours [all]").cells["dice"].best
+    assert row(table, "Ours [all]").cells["dice"].value > row(table, "DAG").cells["dice"].value
+    assert row(table, "GT").cells["dice"].value == 100
