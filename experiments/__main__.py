@@ -66,7 +66,8 @@ def _command(commands, name: str, do, target: str, text: str) -> argparse.Argume
 def _run(options: argparse.Namespace) -> int:
     from experiments import pipeline
 
-    return pipeline.run(_request(options, redo=options.redo, jobs=options.jobs, dry_run=options.dry_run))
+    options.overrides += [] if options.jobs is None else [f"run.jobs={options.jobs}"]
+    return pipeline.run(_request(options, redo=options.redo, dry_run=options.dry_run))
 
 
 def _status(options: argparse.Namespace) -> int:

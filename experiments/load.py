@@ -7,6 +7,7 @@ up. After `load` nobody needs OmegaConf.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -20,6 +21,7 @@ FOLDER = Path(__file__).parent
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 PLACES = ("run.", "data.root")  # where and how the work is done: overriding these keeps a row in its table
+YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # not text unless quoted
 OPTIONS = {"seed": "--seed", "profile": "--profile", "name": "another file"}  # keys that no key=value may set
 
 
@@ -360,6 +362,6 @@ def _scalar(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_scalar(item) for item in value)}]"
     if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*", value) and value not in ("null", "true", "false", "yes", "no")
-        return value if plain else f'"{value}"'.replace("\\", "\\\\") if '"' not in value else repr(value)
+        plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*", value) and value.lower() not in YAML_WORDS
+        return value if plain else json.dumps(value, ensure_ascii=False)
     return str(value)

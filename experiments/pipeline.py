@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from experiments import load, plan
 from experiments.load import Loaded, Row, Table
 from experiments.progress import FILE, Display, duration, label, report_of
 from experiments.stamps import check
-from experiments.tasks import GROUND_TRUTH, STAGES, Folders, Task, depends, discard, tasks_of
+from experiments.tasks import GROUND_TRUTH, STAGES, Folders, Task, depends, discard, stages_from, tasks_of
 from experiments.workers import Outcome, Workers, wait_until_gone
 from trace_lightning.artifacts import sweep_temporary, write_json, write_text
 from trace_lightning.errors import UserError
@@ -36,7 +37,6 @@ class Request:
         seed: of training and sampling.
         overrides: key=value pairs.
         redo: the stage from which on everything is done again.
-        jobs: rows worked on at once; None: the profile's `run.jobs`.
         dry_run: only say what would be done.
     """
 
@@ -45,7 +45,6 @@ class Request:
     seed: int = 0
     overrides: tuple[str, ...] = ()
     redo: str | None = None
-    jobs: int | None = None
     dry_run: bool = False
 
 
@@ -72,29 +71,21 @@ def run(request: Request) -> int:
         UserError: anything wrong that can be seen before the work starts.
     """
     resolved = resolve(request)
-    folders, run_keys = resolved.folders, resolved.rows[0].experiment.run
-    jobs = request.jobs or run_keys.jobs
+    first, folders = resolved.rows[0], resolved.folders
+    if first.scratch:
+        print(f"with {', '.join(first.overrides)}: results go to {folders.profile}, no table reads them")
     with contextlib.nullcontext() if request.dry_run else alone(folders.profile):
         left, unavailable = plan.pending(resolved.tasks, request.redo)
-        if resolved.rows[0].scratch:
-            print(f"with {', '.join(resolved.rows[0].overrides)}: results go to {folders.profile}, no table reads them")
         outcomes = {key: Outcome("unavailable", message=reason) for key, reason in unavailable.items()}
         if left or request.dry_run:
-            print(plan.describe(resolved.tasks, left, jobs), flush=True)
+            print(plan.describe(resolved.tasks, left, first.experiment.run.jobs), flush=True)
         if left:
-            with Workers(min(jobs, len(left)), run_keys.threads, folders.profile / ".workers") as workers:
-                seconds = _estimate(workers, left, jobs, folders.profile / "run.log")
-                if not request.dry_run:
-                    for task in reversed(left):
-                        (task.folder / "unavailable.json").unlink(missing_ok=True)
-                        if request.redo:
-                            discard(task)
-                    _write_configs(resolved)
-                    outcomes |= work(left, workers, seconds, resolved.row_names)
+            outcomes |= _do(resolved, left, request)
         if request.dry_run:
             return 0
         _mark_unavailable(resolved, outcomes)
-        print_table(resolved)
+        if any(task.name == "evaluate" and _is_done(task, outcomes) for task in resolved.tasks):
+            print_table(resolved)
         return report(resolved.tasks, outcomes)
 
 
@@ -139,28 +130,26 @@ def work(left: Sequence[Task], workers: Workers, seconds: dict[Any, float], rows
             for key, outcome in workers.finished(POLL_S):
                 task, started = running.pop(key)
                 outcomes[key] = outcome
-                ended = "done" if outcome.state == "done" else f"{outcome.state}: {outcome.message}"
-                display.say(f"{label(task)}: {task.name} {ended} ({duration(time.monotonic() - started)})")
+                display.say(f"{label(task)}: {task.name} {outcome.state} ({duration(time.monotonic() - started)})")
             rows_done = sum(not any(row in task.rows for task in [*waiting, *_tasks(running)]) for row in rows)
             display.update(_tasks(running), rows_done)
     return outcomes
 
 
 def report(tasks: Sequence[Task], outcomes: dict[Any, Outcome]) -> int:
-    """Say which rows are missing and why; return 0, 2 if only the user can mend it, 1 if something broke."""
-    failures: dict[str, list[str]] = {}
-    code = 0
+    """Say which rows are missing and why; return 0, 2 if the user can mend it, 1 if something broke."""
+    rows: dict[tuple[str, str], list[str]] = {}
     for task in tasks:
         outcome = outcomes.get(task.key)
-        if outcome is None or outcome.state == "done" or any(outcomes.get(n.key) is outcome for n in task.needs):
-            continue
-        where = f" (see {task.log})" if outcome.state == "broken" else ""
-        failures.setdefault(f"{outcome.message}{where}", []).extend(task.rows)
-        code = {"unavailable": code, "refused": code or 2, "broken": 1}[outcome.state]
-        failures[f"{outcome.message}{where}"] = [*dict.fromkeys(failures[f"{outcome.message}{where}"])]
-    for message, rows in failures.items():
-        print(f"{', '.join(rows)}: {message}", flush=True)
-    return code
+        inherited = any(outcomes.get(need.key) is outcome for need in task.needs)
+        if not _is_done(task, outcomes) and not inherited:
+            where = f" (see {task.log})" if outcome.state == "broken" else ""
+            rows.setdefault((outcome.state, f"{outcome.message}{where}"), []).extend(task.rows)
+    for (state, message), names in rows.items():
+        line = f"{', '.join(dict.fromkeys(names))}: {message}"
+        print(line if state == "unavailable" else f"error: {line}", file=None if state == "unavailable" else sys.stderr)
+    states = {state for state, _ in rows}
+    return 1 if "broken" in states else 2 if "refused" in states else 0
 
 
 def status(request: Request) -> str:
@@ -215,6 +204,21 @@ def print_table(resolved: Resolved) -> None:
     make_table(path, folders.profile.name, (folders.seed,), folders.profile.parent)
 
 
+def _do(resolved: Resolved, left: Sequence[Task], request: Request) -> dict[Any, Outcome]:
+    """Start the workers, print the estimate, and unless this is a dry run do what is left."""
+    keys, folder = resolved.rows[0].experiment.run, resolved.folders.profile
+    with Workers(min(keys.jobs, len(left)), keys.threads, folder / ".workers") as workers:
+        seconds = _estimate(workers, left, keys.jobs, folder / "run.log")
+        if request.dry_run:
+            return {}
+        for task in reversed(left):
+            (task.folder / "unavailable.json").unlink(missing_ok=True)
+            if task.stage in stages_from(request.redo):
+                discard(task)
+        _write_configs(left, resolved.rows)
+        return work(left, workers, seconds, resolved.row_names)
+
+
 def _estimate(workers: Workers, left: Sequence[Task], jobs: int, log: Path) -> dict[Any, float]:
     """Measure what the rows cost, each worker a share, print the estimate, and return seconds by task."""
     experiments = {task.experiment.name: task.experiment for task in left}
@@ -231,12 +235,12 @@ def _estimate(workers: Workers, left: Sequence[Task], jobs: int, log: Path) -> d
     return plan.seconds_by_task(left, costs)
 
 
-def _write_configs(resolved: Resolved) -> None:
-    """Keep the resolved config with every run, for people and for programs."""
-    for row in resolved.rows:
-        folder = resolved.folders.run(row.experiment.name)
-        write_text(folder / "config.yaml", load.describe(row))
-        write_json(folder / "config.json", asdict(row.experiment))
+def _write_configs(left: Sequence[Task], rows: Sequence[Loaded]) -> None:
+    """Keep the resolved config beside weights and volumes, each value with the file that set it."""
+    by_name = {row.experiment.name: row for row in rows}
+    for task in left:
+        if task.name in ("train", "generate"):
+            write_text(task.folder / "config.yaml", load.describe(by_name[task.experiment.name]))
 
 
 def _mark_unavailable(resolved: Resolved, outcomes: dict[Any, Outcome]) -> None:
@@ -274,6 +278,10 @@ def _state(task: Task, active: bool) -> str:
     progress = report_of(task)
     how_far = f" {progress.done}/{progress.total}" if progress else ""
     return f"{'running' if active else 'stopped'}{how_far}"
+
+
+def _is_done(task: Task, outcomes: dict[Any, Outcome]) -> bool:
+    return task.key not in outcomes or outcomes[task.key].state == "done"
 
 
 def _tasks(running: dict[Any, tuple[Task, float]]) -> list[Task]:

@@ -28,7 +28,7 @@ from trace_lightning.errors import UserError
 STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
 GROUND_TRUTH = "ground_truth"
 EVALUATION_CODE = ("evaluation/*.py", "trace_lightning/anatomy/*.py", "trace_lightning/artifacts.py")
-PRINTING = tuple(f"evaluation/{name}.py" for name in ("table", "render", "montage", "__main__"))
+PRINTING = tuple(f"evaluation/{name}.py" for name in ("gather", "table", "render", "montage", "__main__"))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Folders:
         root = Path(run.runs_dir)
         if loaded.scratch:
             text = ",".join(loaded.overrides)
-            root = root / "scratch" / f"{re.sub(r'[^A-Za-z0-9_.=,+-]', '', text)[:80]}-{digest(text)[:6]}"
+            root = root / "scratch" / f"{re.sub(r'[^A-Za-z0-9_.=,+-]', '', text)[:40]}-{digest(text)[:6]}"
         return cls(root / loaded.experiment.profile, loaded.experiment.seed)
 
     def run(self, experiment: str) -> Path:
@@ -133,6 +133,11 @@ def tasks_of(rows: Sequence[Loaded], ground_truth: bool) -> list[Task]:
         generate = Task("generate", experiment, folder, needs, (experiment.name,))
         tasks += [generate, Task("evaluate", experiment, folder, (generate, reference), (experiment.name,))]
     return tasks
+
+
+def stages_from(redo: str | None) -> tuple[str, ...]:
+    """Return the stages that `--redo` of a stage redoes: itself and those after it."""
+    return STAGES[STAGES.index(redo) :] if redo else ()
 
 
 def depends(task: Task) -> dict[str, dict[str, Any]]:

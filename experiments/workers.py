@@ -137,13 +137,13 @@ def _work(connection: Connection, lock: Path) -> None:
                 return
             _forget_peak_memory()
             _print_to(log)
-            outcome = _answer(function, argument)
+            outcome = _answer(function, argument, log)
             sys.stdout.flush()
             sys.stderr.flush()
             connection.send(outcome)
 
 
-def _answer(function: str, argument: Any) -> Outcome:
+def _answer(function: str, argument: Any, log: Path) -> Outcome:
     try:
         return Outcome("done", resolve(function)(argument))
     except NotEnoughPatients as error:
@@ -153,7 +153,7 @@ def _answer(function: str, argument: Any) -> Outcome:
     except OSError as error:  # a full or read-only disk
         if error.errno is None:
             raise
-        return Outcome("refused", message=f"{error.filename or 'file system'}: {error.strerror or error}")
+        return Outcome("refused", message=f"{error.filename or log.parent}: {error.strerror or error}")
 
 
 def _die_with_parent() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,16 @@ METADATA = "VolumeName,PatientSex,PatientAge,NumberofSlices\n"
 REPORTS = "VolumeName,Impressions_EN\n"
 
 BASE = """
-data: {size: 32, mask_source: threshold, flow_source: dis, flow_stride: 4, num_workers: 0}
+data: {num_train_patients: 4, size: 32, mask_source: threshold, flow_source: dis, flow_stride: 4, num_workers: 0}
 model: {flow: false, block_channels: [8, 8], norm_groups: 8, attention_levels: [1]}
 text: {architecture: tiny, pretrained: seeded}
 sample: {num_inference_steps: 4}
 evaluate: {bootstrap_samples: 50}
 """
 TINY = """
-data: {num_train_patients: 4, num_val_patients: 1, num_test_patients: 2}
+data: {num_val_patients: 1, num_test_patients: 2}
 train: {max_steps: 12}
-run: {device: cpu, jobs: 2, threads: 1}
+run: {device: cpu, jobs: 1, threads: 1}
 """
 EXPERIMENTS = {
     "full": "",
@@ -36,6 +37,7 @@ EXPERIMENTS = {
     "half": "data: {train_fraction: 0.5}\n",
     "blind": "model: {anatomical_guidance: false}\nsample: {sampler: independent}\n",
     "broken": "train: {weight_decay: 0.5}\n",
+    "greedy": "data: {num_train_patients: 40}\n",
 }
 COLUMNS = "columns: [dice, slices_per_second]\ncompanions: [evaluations_per_slice, skill_lung]\n"
 
@@ -71,6 +73,14 @@ def chest(seed: int) -> Volume:
     hu[x**2 + ((y - 0.5) / 0.9) ** 2 < 0.015] = 500
     affine = np.diag([-SPACING_MM[2], -SPACING_MM[1], SPACING_MM[0], 1.0])
     return Volume((hu + rng.normal(0, 10, SHAPE)).astype(np.float32), Grid(SHAPE, affine))
+
+
+def until(condition: Callable[[], object], seconds: float = 40) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
 
 
 class Project:
@@ -112,16 +122,21 @@ class Project:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(self.command(*arguments), env=environment, start_new_session=True, **pipes)
 
-    def wait_for(self, folder: Path, task: str, done: int) -> None:
-        """Wait until a task has reported `done` units."""
-        for _ in range(400):
-            path = folder / "progress.json"
-            if path.is_file():
-                report = read_json(path)
-                if report["task"] == task and done <= report["done"] < report["total"]:
-                    return
-            time.sleep(0.05)
-        raise AssertionError(f"{task} in {folder} never reached {done}")
+    def has_reached(self, task: str, done: int) -> bool:
+        """Tell whether a task of some folder has reported `done` units and is not at its end."""
+        for path in self.profile.rglob("progress.json"):
+            report = read_json(path)
+            if report["task"] == task and done <= report["done"] < report["total"]:
+                return True
+        return False
+
+    def trainings(self) -> list[Path]:
+        """Return the folders of the trainings."""
+        return sorted((self.profile / "trainings").glob("*"))
+
+    def steps(self) -> list[list[int]]:
+        """Return the steps that each training made, in the order in which it made them."""
+        return [[int(line) for line in (folder / "steps.log").read_text().split()] for folder in self.trainings()]
 
     def files(self) -> dict[str, bytes]:
         """Return the results: volumes, weights and scores, by path."""

@@ -1,0 +1,137 @@
+"""The committed experiments, tables and profiles, read as data."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from experiments.load import FOLDER, load, load_table, profiles
+from experiments.tasks import training_keys
+from trace_lightning.config import Experiment
+from trace_lightning.errors import UserError
+
+TABLES = ("table1", "fig5_masks", "findings")
+ROWS = sorted({name for table in TABLES for name in load_table(table).experiments})
+TABLE1_LABELS = [
+    "GT", "GenerateCT", "MedSyn", "PFM", "DAG", "PFM, DAG", "50/[1]", "100/[1,2]", "50/[1,2,4]", "100/[1,2,4] (Ours)"
+]  # fmt: skip
+
+
+def resolved(name: str, profile: str = "phantom", *overrides: str) -> Experiment:
+    return load(name, profile, [*overrides, *(["data.root=/ct"] if "ct_rate" in profile else [])]).experiment
+
+
+@pytest.mark.parametrize("profile", profiles())
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_resolves_in_every_profile(name, profile):
+    if name == "mask_128" and "ct_rate" in profile:
+        with pytest.raises(UserError, match="masks with organs"):
+            resolved(name, profile)
+    else:
+        assert resolved(name, profile).profile == profile
+
+
+def test_every_experiment_file_is_in_a_table():
+    files = {path.stem for path in FOLDER.glob("*.yaml")}
+    assert files - {"base", "published", *TABLES} == set(ROWS)
+
+
+@pytest.mark.parametrize("profile", profiles())
+def test_no_two_experiments_are_equal(profile):
+    names = [name for name in ROWS if not (name == "mask_128" and "ct_rate" in profile)]
+    keys = [{k: v for k, v in asdict(resolved(name, profile)).items() if k not in ("name", "title", "notes")}
+            for name in names]  # fmt: skip
+    for i, first in enumerate(keys):
+        for second in keys[i + 1 :]:
+            assert first != second
+
+
+def test_experiment_files_are_small_diffs():
+    for name in ROWS:
+        lines = [line for line in (FOLDER / f"{name}.yaml").read_text().splitlines() if line and line[0] != "#"]
+        assert 3 <= len(lines) <= 12, name
+
+
+def test_table1_has_the_papers_rows_in_its_order():
+    assert [row.label for row in load_table("table1").rows] == TABLE1_LABELS
+
+
+@pytest.mark.parametrize("row", [row for row in load_table("table1").rows if "/" in row.label], ids=lambda r: r.label)
+def test_labels_agree_with_patients_and_skips(row):
+    patients, skips = re.match(r"(\d+)/\[([\d,]+)\]", row.label).groups()
+    data = resolved(row.experiment, "ct_rate").data
+    assert math.ceil(data.num_train_patients * data.train_fraction) == int(patients)
+    assert data.skips == [int(skip) for skip in skips.split(",")]
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "guided", "sampler"),
+    [("pfm", True, False, "independent"), ("dag", False, True, "independent"), ("pfm_dag", True, True, "independent"),
+     ("ours", True, True, "overlap")],
+)  # fmt: skip
+def test_the_switches_of_rows_5_to_7_and_ours(name, pairs, guided, sampler):
+    experiment = resolved(name)
+    assert experiment.model.paired_frames == pairs
+    assert experiment.model.anatomical_guidance == guided
+    assert experiment.sample.sampler == sampler
+    assert experiment.model.flow == (pairs and guided)
+    assert experiment.data.train_fraction == 1.0
+
+
+@pytest.mark.parametrize(("name", "classes"), [("mask_2", 2), ("ours", 3), ("mask_128", 128)])
+def test_rows_of_fig5_differ_in_mask_classes_only(name, classes):
+    keys, ours = asdict(resolved(name)), asdict(resolved("ours"))
+    assert keys["model"].pop("num_mask_classes") == classes
+    ours["model"].pop("num_mask_classes")
+    for key in ("name", "title", "notes"):
+        keys.pop(key), ours.pop(key)
+    assert keys == ours
+
+
+def test_which_rows_share_a_training():
+    by_training: dict[str, set[str]] = {}
+    for name in ROWS:
+        by_training.setdefault(str(training_keys(resolved(name))), set()).add(name)
+    shared = {frozenset(names) for names in by_training.values() if len(names) > 1}
+    assert shared == {frozenset({"ours", "pfm_dag", "line9_n", "ours_shared_noise", "pfm_dag_shared_noise"})}
+    assert len({str(training_keys(resolved(name))) for name in load_table("table1").experiments}) == 6
+
+
+def test_ours_at_profile_ct_rate_is_section_4_1():
+    ours = resolved("ours", "ct_rate")
+    assert (ours.train.batch_size, ours.train.lr, ours.train.min_lr) == (28, 1e-5, 1e-6)
+    assert (ours.train.warmup_steps, ours.train.epochs, ours.train.max_steps) == (35_000, 300, None)
+    assert (ours.data.size, ours.data.num_train_patients, ours.data.skips) == (256, 100, [1, 2, 4])
+    assert (ours.data.hu_min, ours.data.hu_max) == (-1000, 1000)
+    assert (ours.model.frame_embedding_dim, ours.model.num_mask_classes) == (64, 3)
+    assert (ours.model.paired_frames, ours.model.anatomical_guidance, ours.model.flow) == (True, True, True)
+    assert (ours.diffusion.prediction_type, ours.diffusion.beta_schedule) == ("epsilon", "linear")
+    assert (ours.text.pretrained, ours.sample.sampler) == ("openai", "overlap")
+
+
+def test_the_paper_s_numbers_are_defaults_not_keys_of_the_profile():
+    text = (FOLDER / "profiles" / "ct_rate.yaml").read_text()
+    for key in ("batch_size", "lr:", "warmup_steps", "epochs", "skips", "num_train_patients"):
+        assert key not in re.sub(r"#.*", "", text)
+
+
+def test_rows_where_the_paper_is_silent_say_what_was_assumed():
+    for name in ("pfm", "dag", "pfm_dag"):
+        assert any("those of Ours are used" in note for note in resolved(name).notes)
+
+
+def test_profiles_that_are_not_the_paper_s_say_so_under_the_table():
+    for profile in profiles():
+        assert bool(resolved("ours", profile).notes) == (profile != "ct_rate")
+
+
+def test_every_table_is_readable_by_the_evaluation(tmp_path: Path):
+    from evaluation.table import gather
+
+    for name in TABLES:
+        table = gather(FOLDER / f"{name}.yaml", "nowhere", runs_dir=tmp_path)
+        assert len(table.rows) == sum(row.source != "published" for row in load_table(name).rows)

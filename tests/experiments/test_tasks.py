@@ -1,0 +1,157 @@
+"""What each stage depends on, and in which order the work is done."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import plan
+from experiments.load import Loaded, load, load_table
+from experiments.methods import METHODS
+from experiments.stages import case_seed, only
+from experiments.stamps import ROOT
+from experiments.tasks import Folders, Task, depends, tasks_of, training_keys
+from trace_lightning.anatomy.grid import Grid
+from trace_lightning.config import Experiment
+from trace_lightning.protocol import Case
+
+
+@pytest.fixture(scope="module")
+def table1() -> list[Task]:
+    return tasks_of([load(name) for name in load_table("table1").experiments], ground_truth=True)
+
+
+def of(tasks: list[Task], name: str, row: str) -> Task:
+    return next(task for task in tasks if task.name == name and row in task.rows)
+
+
+def test_table1_is_six_trainings_seven_generations_eight_scorings(table1):
+    numbers = {
+        name: sum(task.name == name for task in table1) for name in ("train", "reference", "generate", "evaluate")
+    }
+    assert numbers == {"train": 6, "reference": 1, "generate": 7, "evaluate": 8}
+    assert of(table1, "train", "ours") is of(table1, "train", "pfm_dag")
+
+
+def test_tasks_come_after_what_they_need(table1):
+    place = {task.key: i for i, task in enumerate(table1)}
+    assert len(place) == len(table1)
+    assert all(place[need.key] < place[task.key] for task in table1 for need in task.needs)
+
+
+@pytest.mark.parametrize(
+    ("stage", "there", "not_there"),
+    [
+        ("prepare", "trace_lightning/data/cache.py", "trace_lightning/module.py"),
+        ("train", "trace_lightning/module.py", "trace_lightning/sampling/overlap.py"),
+        ("generate", "trace_lightning/sampling/overlap.py", "evaluation/fidelity.py"),
+        ("evaluate", "evaluation/fidelity.py", "evaluation/table.py"),
+    ],
+)
+def test_a_stage_depends_on_the_code_it_runs(table1, stage, there, not_there):
+    code = depends(of(table1, stage, "ours"))["code"]
+    assert there in code and not_there not in code
+
+
+def test_every_pattern_of_code_matches_a_file(table1):
+    for method in METHODS.values():
+        for pattern in (*method.training_code, *method.generation_code):
+            assert list(ROOT.glob(pattern)), pattern
+
+
+def test_the_functions_of_the_methods_exist():
+    for method in METHODS.values():
+        for dotted in (method.train, method.load, method.cost):
+            module, _, name = dotted.partition(":")
+            tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+            assert name in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)], dotted
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["run.jobs=1", "run.device=cuda", "data.num_workers=3", "sample.gamma=3", "train.log_every_steps=7",
+     "train.checkpoint_every_steps=7", "train.epochs=7", "data.num_test_patients=2", "evaluate.bootstrap_samples=3"],
+)  # fmt: skip
+def test_a_training_does_not_depend_on(override):
+    assert training_keys(load("ours", overrides=[override]).experiment) == training_keys(load("ours").experiment)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "matters"),
+    [
+        ("ours", "data.skips=[1]", True),
+        ("dag", "data.skips=[1]", False),
+        ("ours", "train.guidance_training=0", True),
+        ("pfm", "train.guidance_training=0", False),
+        ("ours", "data.flow_source=dis", True),
+        ("pfm", "data.flow_source=dis", False),
+        ("ours", "text.seed=3", True),
+        ("ours", "train.lr=1", True),
+    ],
+)
+def test_a_training_depends_on_what_its_row_uses(name, override, matters):
+    changed = training_keys(load(name, overrides=[override]).experiment)
+    assert (changed != training_keys(load(name).experiment)) == matters
+
+
+def test_generation_depends_on_its_training_and_on_how_it_samples(table1):
+    keys = depends(of(table1, "generate", "ours"))["config"]
+    assert {"train.lr", "sample.gamma", "seed"} <= keys.keys() and "sample.volumes_abreast" not in keys
+    assert "sample.gamma" not in depends(of(table1, "generate", "pfm_dag"))["config"]
+
+
+def test_real_data_counts_by_its_tables_not_by_its_folder(tree, tmp_path):
+    def keys(root: Path) -> dict:
+        return training_keys(load("ours", "ct_rate", [f"data.root={root}"]).experiment)
+
+    for name in ("moved", "grown"):
+        shutil.copytree(tree, tmp_path / name)
+    with (tmp_path / "grown" / "dataset" / "metadata" / "train_metadata.csv").open("a") as file:
+        file.write("train_99_a_1.nii.gz,M,050Y,10\n")
+    assert keys(tree) == keys(tmp_path / "moved")
+    assert keys(tree) != keys(tmp_path / "grown")
+
+
+def test_folders_of_rows_scratch_and_seeds():
+    committed, other = load("ours", seed=2), load("ours", overrides=["train.lr=1.0", "run.jobs=1"])
+    assert Folders.of(committed).run("ours") == Path("runs/phantom/ours/seed2")
+    assert str(Folders.of(other).profile).startswith("runs/scratch/train.lr=1.0-")
+    assert Folders.of(other) != Folders.of(load("ours", overrides=["train.lr=2.0"]))
+
+
+def test_a_method_is_handed_only_what_it_reads():
+    case = Case("a", "a report", Grid((2, 2, 2), None), labels=object())
+    assert only(case, ("mask", "text", "length")) == case
+    assert only(case, ("length",)) == replace(case, prompt="", labels=None)
+
+
+def test_the_seed_of_a_case_follows_from_seed_and_name_alone():
+    seeds = {case_seed(seed, name) for seed in (0, 1) for name in ("valid_1_a_1", "valid_2_a_1")}
+    assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds)
+    assert case_seed(0, "valid_1_a_1") == 2449191092210035925
+
+
+def simple(name: str, needs: tuple[Task, ...] = ()) -> Task:
+    return Task("train", Experiment(name=name), Path(name), needs, (name,))
+
+
+def test_the_longest_way_goes_first_and_two_workers_share_the_work():
+    short, long = simple("short"), simple("long")
+    after = simple("after", (long,))
+    tasks = [short, long, after]
+    seconds = {short.key: 3.0, long.key: 2.0, after.key: 4.0}
+    assert plan.ways_to_go(tasks, seconds) == {short.key: 3.0, long.key: 6.0, after.key: 4.0}
+    assert plan.makespan(tasks, seconds, 1) == 9.0
+    assert plan.makespan(tasks, seconds, 2) == 6.0
+
+
+def test_steps_follow_from_epochs_pairs_and_batch():
+    ours: Loaded = load("ours", "ct_rate", ["data.root=/ct"])
+    cases = plan.Cases(train=100, val=5, test=50, slices=300)
+    # 300 slices have ceil(300/k) pairs of skip k
+    assert plan.num_steps(ours.experiment, cases) == 300 * (100 * (300 + 150 + 75) // 28)
+    assert plan.num_steps(load("ours").experiment, cases) == load("ours").experiment.train.max_steps
