@@ -59,7 +59,7 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
         "diffusion": asdict(experiment.diffusion),
         "train": asdict(experiment.train),
     }
-    model, train = experiment.model, experiment.train
+    model, train, sample = experiment.model, experiment.train, experiment.sample
     moot = ["data.root", "data.num_test_patients", "data.num_workers"]
     moot += ["train.log_every_steps", "train.checkpoint_every_steps"]
     if not model.paired_frames:
@@ -68,7 +68,9 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
         moot += ["data.mask_source", "train.text_dropout"]
     if not model.flow:
         moot += ["data.flow_source", "train.mask_flow", "train.flow_dropout"]
-    if not (model.paired_frames and model.anatomical_guidance):
+    if model.paired_frames and model.anatomical_guidance and train.guidance_training > 0:
+        keys["guidance_map"] = {"gamma": sample.gamma, "smoothing_sigma": sample.smoothing_sigma}
+    else:
         moot += ["train.guidance_training"]
     if train.max_steps is not None:
         moot += ["train.epochs"]

@@ -17,6 +17,8 @@ from experiments import stamps
 from experiments.methods import method_of, resolve
 from experiments.progress import ProgressFile
 from experiments.tasks import Task, depends
+from trace_lightning.anatomy.grid import resample
+from trace_lightning.anatomy.labels import BACKGROUND
 from trace_lightning.artifacts import (
     case_id_of,
     digest,
@@ -76,17 +78,17 @@ def prepare(task: Task, progress: Progress) -> dict[str, Any]:
 
 
 def reference(task: Task, progress: Progress) -> dict[str, Any]:
-    """Write the real volumes of the test split, and their masks on the model's grid."""
+    """Write the real volumes of the test split; their masks on the model's grid, and on the volumes' own."""
     from trace_lightning.data import cache
 
     test = cache.test_cases(task.experiment)
     for done, case in enumerate(test, start=1):
-        write_labels(task.folder / "masks" / f"{case.case_id}.nii.gz", case.labels, case.grid)
-        write_volume(
-            task.folder / "volumes" / f"{case.case_id}.nii.gz",
-            cache.reference_volume(task.experiment, case.case_id),
-            {"experiment": "ground_truth", "case_id": case.case_id, "profile": task.experiment.profile},
-        )
+        name, volume = f"{case.case_id}.nii.gz", cache.reference_volume(task.experiment, case.case_id)
+        own_labels = resample(case.labels, case.grid, volume.grid, order=0, fill=BACKGROUND)
+        write_labels(task.folder / "masks" / name, case.labels, case.grid)
+        write_labels(task.folder / "own_masks" / name, own_labels, volume.grid)
+        origin = {"experiment": "ground_truth", "case_id": case.case_id, "profile": task.experiment.profile}
+        write_volume(task.folder / "volumes" / name, volume, origin)
         progress(done, len(test), case.case_id)
     return {"volumes": _digests(task.folder / "volumes"), "masks": _digests(task.folder / "masks")}
 
@@ -138,13 +140,13 @@ def generate(task: Task, progress: Progress) -> dict[str, Any]:
 
 
 def evaluate(task: Task, progress: Progress) -> dict[str, Any]:
-    """Score the volumes of a row against the real ones; the real ones against themselves, without masks."""
+    """Score the volumes of a row against the real ones; the real ones against themselves."""
     from evaluation.score import score
     from evaluation.settings import Settings
 
     real = next(need.folder for need in task.needs if need.name == "reference")
     scores = task.folder / "scores"
-    masks = None if real == task.folder else real / "masks"
+    masks = real / ("own_masks" if real == task.folder else "masks")  # on the grid of the volumes that are scored
     settings = Settings(**asdict(task.experiment.evaluate), mask_source=task.experiment.data.mask_source)
     score(task.folder / "volumes", real / "volumes", scores, masks, settings=settings, progress=progress)
     return {"summary": file_digest(scores / "summary.json")}

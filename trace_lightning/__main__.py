@@ -49,6 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
     generate.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     generate.set_defaults(run=_generate)
 
+    effect = commands.add_parser("text-effect", help="same mask and noise, two prompts: what changes where")
+    effect.add_argument("--run", dest="run_folder", type=Path, required=True, help="runs/PROFILE/EXPERIMENT/seedK")
+    effect.add_argument("--prompt", required=True, help="a prompt that names a finding")
+    effect.add_argument("--against", required=True, help="the same prompt without it")
+    effect.add_argument("--structure", type=int, required=True, help="VISTA3D id of the structure that it names")
+    effect.add_argument("--seed", type=int, default=0)
+    effect.set_defaults(run=_text_effect)
+
     options = parser.parse_args(arguments)
     return options.run(options)
 
@@ -74,15 +82,13 @@ def _phantom(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from trace_lightning.artifacts import read_json, read_labels, write_volume_as
-    from trace_lightning.config import read_experiment
+    from trace_lightning.artifacts import read_labels, write_volume_as
 
     if options.slices is not None and options.slices < 1:
         raise UserError("--slices is at least 1")
     if not options.out.name.endswith((".nii", ".nii.gz")):
         raise UserError(f"--out {options.out}: the name of a NIfTI file ends in .nii or .nii.gz")
-    reference = read_json(options.run_folder / "train" / "training.json")
-    experiment = read_experiment(options.run_folder / "config.yaml")
+    experiment, training_folder = _trained(options.run_folder)
     experiment.run.device = options.device
     labels, grid = read_labels(options.mask)
 
@@ -91,7 +97,7 @@ def _generate(options: argparse.Namespace) -> int:
     with _bar("slices") as progress:
         volume, generated = generate_from_mask(
             experiment,
-            (options.run_folder / "train" / reference["folder"]).resolve(),
+            training_folder,
             labels,
             grid,
             options.prompt,
@@ -113,6 +119,46 @@ def _generate(options: argparse.Namespace) -> int:
     write_volume_as(options.out, volume, like=options.mask, provenance=provenance)
     print(f"wrote {options.out}: {grid.shape[0]} slices, HU, on the geometry of {options.mask}")
     return 0
+
+
+def _text_effect(options: argparse.Namespace) -> int:
+    import statistics
+
+    from trace_lightning.text_effect import text_effect
+
+    experiment, training_folder = _trained(options.run_folder)
+    masks = options.run_folder.parents[1] / "ground_truth" / options.run_folder.name / "masks"
+    with _bar("slices") as progress:
+        effects = text_effect(
+            experiment,
+            training_folder,
+            masks,
+            options.prompt,
+            options.against,
+            options.structure,
+            options.seed,
+            progress,
+        )
+    print("mean change in HU     structure   other lung   |change|, all")
+    for effect in effects:
+        print(f"{effect.case_id:<20}{effect.inside_hu:>+11.1f}{effect.elsewhere_hu:>+13.1f}{effect.absolute_hu:>16.2f}")
+    inside = [effect.inside_hu for effect in effects]
+    contrast = [effect.inside_hu - effect.elsewhere_hu for effect in effects]
+    print(
+        f"mean of {len(effects)}: {statistics.mean(inside):+.1f} HU, {statistics.mean(contrast):+.1f} beyond other lung"
+    )
+    print(f"brighter in {sum(value > 0 for value in inside)} of {len(inside)}")
+    return 0
+
+
+def _trained(run_folder: Path):
+    """Return the keys of a run and the folder of its training."""
+    from trace_lightning.artifacts import read_json
+    from trace_lightning.config import read_experiment
+
+    experiment = read_experiment(run_folder / "config.yaml")
+    reference = read_json(run_folder / "train" / "training.json")
+    return experiment, (run_folder / "train" / reference["folder"]).resolve()
 
 
 def _bar(what: str):

@@ -126,7 +126,7 @@ class SampleConfig:
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     clip_sample: bool = True
     guidance_scale: float = 1.0  # classifier-free text guidance; 1 is none
-    initial_noise: Literal["fresh", "shared"] = "fresh"  # a new x_t for each DDIM run, or one for the volume
+    initial_noise: Literal["fresh", "shared"] = "shared"  # a new x_t for each DDIM run, or one for the volume
     line9_frame: Literal["n+1", "n"] = "n+1"  # which new frame enters G(n+1) in line 9
     gamma: float = 2.0  # exponent of G (line 6)
     smoothing_sigma: float = 1.0  # H: Gaussian outside the mask, in pixels

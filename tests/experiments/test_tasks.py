@@ -73,7 +73,7 @@ def test_the_functions_of_the_methods_exist():
 
 @pytest.mark.parametrize(
     "override",
-    ["run.jobs=1", "run.device=cuda", "data.num_workers=3", "sample.gamma=3", "train.log_every_steps=7",
+    ["run.jobs=1", "run.device=cuda", "data.num_workers=3", "sample.num_inference_steps=3", "train.log_every_steps=7",
      "train.checkpoint_every_steps=7", "train.epochs=7", "data.num_test_patients=2", "evaluate.bootstrap_samples=3"],
 )  # fmt: skip
 def test_a_training_does_not_depend_on(override):
@@ -91,6 +91,8 @@ def test_a_training_does_not_depend_on(override):
         ("pfm", "data.flow_source=dis", False),
         ("ours", "text.seed=3", True),
         ("ours", "train.lr=1", True),
+        ("ours", "sample.gamma=3", True),  # the guidance maps that training sees
+        ("dag", "sample.gamma=3", False),
     ],
 )
 def test_a_training_depends_on_what_its_row_uses(name, override, matters):
