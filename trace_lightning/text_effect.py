@@ -21,7 +21,7 @@ class TextEffect:
     Attributes:
         case_id: whose mask was used.
         inside_hu: mean change in the structure that the finding belongs to.
-        elsewhere_hu: mean change in the rest of the lungs.
+        elsewhere_hu: mean change in the rest of the lungs; NaN if there is no rest.
         absolute_hu: mean absolute change over the volume.
     """
 
@@ -76,7 +76,7 @@ def text_effect(
             TextEffect(
                 case_id_of(path),
                 float(change[inside].mean()),
-                float(change[rest].mean()),
+                float(change[rest].mean()) if rest.any() else float("nan"),
                 float(np.abs(change).mean()),
             )
         )

@@ -27,37 +27,8 @@ train(read_experiment(Path(sys.argv[1])), Path(sys.argv[2]), progress)
 """
 
 
-@pytest.fixture(scope="module")
-def prepared(full_tree, tmp_path_factory) -> Experiment:
-    """Ours with a tiny network on the tiny tree, prepared; 8 steps, a checkpoint after each 3."""
-    experiment = Experiment(name="ours")
-    data = experiment.data
-    data.root, data.size, data.mask_source = str(full_tree.root), 32, "threshold"
-    data.num_train_patients, data.num_val_patients, data.num_test_patients, data.num_workers = 3, 1, 2, 0
-    experiment.text.architecture, experiment.text.pretrained = "tiny", "seeded"
-    model = experiment.model
-    model.block_channels, model.attention_levels, model.layers_per_block = [8, 16], [1], 1
-    model.norm_groups, model.unshuffle, model.text_context_dim, model.flow_adapter_channels = 4, 2, 16, 4
-    experiment.diffusion.prediction_type, experiment.diffusion.beta_schedule = "sample", "squaredcos_cap_v2"
-    training = experiment.train
-    training.max_steps, training.batch_size, training.warmup_steps, training.ema_decay = 8, 4, 2, 0.5
-    training.lr, training.min_lr = 1e-3, 1e-4
-    training.val_every_steps, training.checkpoint_every_steps, training.log_every_steps = 4, 3, 1
-    experiment.sample.num_inference_steps, experiment.sample.timestep_spacing = 3, "trailing"
-    experiment.run.cache_dir, experiment.run.device = str(tmp_path_factory.mktemp("cache")), "cpu"
-    cache.prepare(experiment, silent)
-    return experiment
-
-
-@pytest.fixture(scope="module")
-def trained(prepared, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
-    train(prepared, folder, silent)
-    return folder
-
-
 def silent(done: int, total: int, note: str = "") -> None:
-    pass
+    """Report nothing."""
 
 
 def volumes(experiment: Experiment, folder: Path, abreast: int = 1, **sample) -> list[np.ndarray]:
