@@ -11,9 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trace_lightning.config import Experiment
+from trace_lightning.data.text import weights_stamp
 from trace_lightning.errors import UserError
 
-DATA_CODE = ("trace_lightning/data/**/*.py", "trace_lightning/anatomy/*.py", "trace_lightning/artifacts.py")
+DATA_CODE = (
+    "trace_lightning/data/**/*.py",
+    "trace_lightning/anatomy/*.py",
+    "trace_lightning/anatomy/*.json",
+    "trace_lightning/artifacts.py",
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
     keys = {
         "method": experiment.method,
         "seed": experiment.seed,
+        "text_weights": weights_stamp(experiment.text),
         "data": asdict(experiment.data),
         "text": asdict(experiment.text),
         "model": asdict(experiment.model),
@@ -83,6 +90,8 @@ def trace_generation_keys(experiment: Experiment) -> dict[str, Any]:
     moot = ["sample.volumes_abreast"]
     if experiment.sample.sampler == "independent":
         moot += ["sample.line9_frame", "sample.gamma", "sample.smoothing_sigma"]
+    if experiment.sample.sampler == "overlap" or not experiment.model.paired_frames:
+        moot += ["sample.pair_stride"]
     return without(keys, moot)
 
 
@@ -95,6 +104,8 @@ METHODS = {
         training_keys=trace_training_keys,
         generation_keys=trace_generation_keys,
         training_code=(
+            "trace_lightning/device.py",
+            "trace_lightning/monitoring.py",
             "trace_lightning/module.py",
             "trace_lightning/training.py",
             "trace_lightning/models/*.py",

@@ -12,7 +12,7 @@ from typing import Any
 from experiments import stamps
 from experiments.methods import method_of, resolve
 from experiments.progress import duration
-from experiments.tasks import Task, depends, stages_from
+from experiments.tasks import Task, depends, is_intact, stages_from
 from trace_lightning.artifacts import read_json
 from trace_lightning.config import Experiment
 from trace_lightning.errors import NotEnoughPatients
@@ -121,7 +121,7 @@ def pending(tasks: Sequence[Task], redo: str | None) -> tuple[list[Task], dict[t
                 if need.key in left and need.name in needed["upstream"]:
                     needed["upstream"][need.name] = None  # will be known when it is done
             state = stamps.check(task.folder, task.name, needed, task.stage)
-            if state != "done" or any(need.key in left for need in task.needs):
+            if state != "done" or any(need.key in left for need in task.needs) or not is_intact(task):
                 left[task.key] = task
     return list(left.values()), unavailable
 

@@ -16,7 +16,7 @@ from typing import Any
 from experiments import stamps
 from experiments.methods import method_of, resolve
 from experiments.progress import ProgressFile
-from experiments.tasks import Task, depends
+from experiments.tasks import Task, depends, is_intact
 from trace_lightning.anatomy.grid import resample
 from trace_lightning.anatomy.labels import BACKGROUND
 from trace_lightning.artifacts import (
@@ -30,9 +30,8 @@ from trace_lightning.artifacts import (
     write_volume,
 )
 from trace_lightning.config import Experiment
-from trace_lightning.protocol import Case, Progress
+from trace_lightning.protocol import WEIGHTS, Case, Progress
 
-WEIGHTS = "model.safetensors"
 PACKAGES = (
     "trace-lightning",
     "torch",
@@ -54,7 +53,7 @@ def execute(task: Task) -> bool:
         NotEnoughPatients: it asks for more patients than there are.
     """
     needed = depends(task)
-    if stamps.check(task.folder, task.name, needed, task.stage) == "done":
+    if stamps.check(task.folder, task.name, needed, task.stage) == "done" and is_intact(task):
         return False
     print(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} {task.name} for {', '.join(task.rows)}", flush=True)
     stamps.begin(task.folder, task.name, needed)
@@ -90,7 +89,7 @@ def reference(task: Task, progress: Progress) -> dict[str, Any]:
         origin = {"experiment": "ground_truth", "case_id": case.case_id, "profile": task.experiment.profile}
         write_volume(task.folder / "volumes" / name, volume, origin)
         progress(done, len(test), case.case_id)
-    return {"volumes": _digests(task.folder / "volumes"), "masks": _digests(task.folder / "masks")}
+    return {kind: _digests(task.folder / kind) for kind in ("volumes", "masks", "own_masks")}
 
 
 def train(task: Task, progress: Progress) -> dict[str, Any]:
@@ -182,7 +181,7 @@ def provenance(experiment: Experiment, training: Path, depends_digest: str) -> d
         "experiment": experiment.name,
         "method": experiment.method,
         "title": experiment.title,
-        "notes": experiment.notes,
+        "notes": [*experiment.notes, cost_note(experiment)],
         "profile": experiment.profile,
         "seed": experiment.seed,
         "inputs": list(inputs),
@@ -194,6 +193,14 @@ def provenance(experiment: Experiment, training: Path, depends_digest: str) -> d
         "depends_digest": depends_digest,
         "packages": packages(),
     }
+
+
+def cost_note(experiment: Experiment) -> str:
+    """Return how slices/s and memory were measured; printed under the table."""
+    run, abreast = experiment.run, experiment.sample.volumes_abreast
+    where = gpu_name() or "a CPU (memory: the whole process)"
+    others = f", beside up to {run.jobs - 1} other row at work" if run.jobs > 1 else ""
+    return f"Cost: on {where}, {abreast} volume(s) abreast{others}; the paper's figures are for one volume on a GPU."
 
 
 def environment() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from trace_lightning.artifacts import digest, read_json, write_json
+from trace_lightning.artifacts import digest, file_digest, read_json, write_json
 from trace_lightning.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,9 @@ def code_digests(patterns: Iterable[str], without: Iterable[str] = (), root: Pat
 
 @cache
 def code_digest(path: Path) -> str:
-    """Return 16 hex digits of a Python file's syntax tree without docstrings."""
+    """Return 16 hex digits of a Python file's syntax tree without docstrings, or of another file's bytes."""
+    if path.suffix != ".py":
+        return file_digest(path)
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _documented(node):

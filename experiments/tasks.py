@@ -23,11 +23,16 @@ from experiments.methods import DATA_CODE, method_of, without
 from experiments.stamps import code_digests, fingerprint
 from trace_lightning.artifacts import digest, file_digest
 from trace_lightning.config import Experiment
-from trace_lightning.errors import UserError
+from trace_lightning.errors import NotEnoughPatients, UserError
 
 STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
 GROUND_TRUTH = "ground_truth"
-EVALUATION_CODE = ("evaluation/*.py", "trace_lightning/anatomy/*.py", "trace_lightning/artifacts.py")
+EVALUATION_CODE = (
+    "evaluation/*.py",
+    "trace_lightning/anatomy/*.py",
+    "trace_lightning/anatomy/*.json",
+    "trace_lightning/artifacts.py",
+)
 PRINTING = tuple(f"evaluation/{name}.py" for name in ("gather", "table", "render", "montage", "__main__"))
 
 
@@ -153,7 +158,7 @@ def discard(task: Task) -> None:
         (task.folder / name).unlink(missing_ok=True)
     results = {
         "prepare": _cached,
-        "reference": lambda task: [task.folder / "volumes", task.folder / "masks"],
+        "reference": lambda task: [task.folder / kind for kind in ("volumes", "masks", "own_masks")],
         "train": lambda task: [task.folder],
         "generate": lambda task: [task.folder / "volumes"],
         "evaluate": lambda task: [task.folder / "scores"],
@@ -161,6 +166,15 @@ def discard(task: Task) -> None:
     for folder in results[task.name](task):
         if folder.is_dir():
             shutil.rmtree(folder)
+
+
+def is_intact(task: Task) -> bool:
+    """Tell whether what a finished task left is still there: a cache may be moved or cleared, and is filled again."""
+    if task.name != "prepare":
+        return True
+    from trace_lightning.data import cache
+
+    return cache.is_prepared(task.experiment)
 
 
 def num_patients(experiment: Experiment) -> float:
@@ -222,16 +236,36 @@ def _code(task: Task) -> tuple[str, ...]:
     method = method_of(task.experiment)
     return {
         "prepare": DATA_CODE,
-        "reference": DATA_CODE,
+        "reference": (*DATA_CODE, "experiments/stages.py"),
         "train": (*DATA_CODE, *method.training_code),
-        "generate": (*DATA_CODE, *method.training_code, *method.generation_code),
+        "generate": (*DATA_CODE, *method.training_code, *method.generation_code, "experiments/stages.py"),
         "evaluate": EVALUATION_CODE,
     }[task.name]
 
 
 def _files(experiment: Experiment) -> dict[str, str]:
-    """Return what identifies data on disk: its tables, by content. The folder may move."""
-    return _table_digests(Path(experiment.data.root)) if experiment.data.root else {}
+    """Return what identifies data on disk: its tables by content, the row's volumes by size. The folder may move."""
+    if not experiment.data.root:
+        return {}
+    root = Path(experiment.data.root)
+    return _table_digests(root) | {"volumes": _volume_sizes(experiment)}
+
+
+def _volume_sizes(experiment: Experiment) -> str:
+    from trace_lightning.data import ct_rate
+
+    try:
+        scans = ct_rate.split(_index(Path(experiment.data.root)), experiment.data).scans
+    except NotEnoughPatients:
+        return "not enough patients"  # said by the task itself
+    return digest([[scan.case_id, scan.path.stat().st_size] for scan in scans])
+
+
+@cache
+def _index(root: Path):
+    from trace_lightning.data import ct_rate
+
+    return ct_rate.read_index(root)
 
 
 @cache

@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     effect.add_argument("--run", dest="run_folder", type=Path, required=True, help="runs/PROFILE/EXPERIMENT/seedK")
     effect.add_argument("--prompt", required=True, help="a prompt that names a finding")
     effect.add_argument("--against", required=True, help="the same prompt without it")
+    effect.add_argument("--control", help="a third prompt, without the finding too: how much other words alone change")
     effect.add_argument("--structure", type=int, required=True, help="VISTA3D id of the structure that it names")
     effect.add_argument("--seed", type=int, default=0)
     effect.set_defaults(run=_text_effect)
@@ -122,32 +123,25 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _text_effect(options: argparse.Namespace) -> int:
-    import statistics
-
-    from trace_lightning.text_effect import text_effect
+    from trace_lightning.text_effect import summary, text_effect
 
     experiment, training_folder = _trained(options.run_folder)
     masks = options.run_folder.parents[1] / "ground_truth" / options.run_folder.name / "masks"
-    with _bar("slices") as progress:
-        effects = text_effect(
-            experiment,
-            training_folder,
-            masks,
-            options.prompt,
-            options.against,
-            options.structure,
-            options.seed,
-            progress,
-        )
-    print("mean change in HU     structure   other lung   |change|, all")
-    for effect in effects:
-        print(f"{effect.case_id:<20}{effect.inside_hu:>+11.1f}{effect.elsewhere_hu:>+13.1f}{effect.absolute_hu:>16.2f}")
-    inside = [effect.inside_hu for effect in effects]
-    contrast = [effect.inside_hu - effect.elsewhere_hu for effect in effects]
-    print(
-        f"mean of {len(effects)}: {statistics.mean(inside):+.1f} HU, {statistics.mean(contrast):+.1f} beyond other lung"
-    )
-    print(f"brighter in {sum(value > 0 for value in inside)} of {len(inside)}")
+    for what, prompt in (("finding", options.prompt), ("control", options.control)):
+        if prompt is None:
+            continue
+        with _bar("slices") as progress:
+            effects = text_effect(
+                experiment,
+                training_folder,
+                masks,
+                prompt,
+                options.against,
+                options.structure,
+                options.seed,
+                progress,
+            )
+        print(f"{what}: {prompt!r} against {options.against!r}\n{summary(effects)}")
     return 0
 
 

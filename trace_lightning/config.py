@@ -76,7 +76,7 @@ class ModelConfig:
     attention_levels: list[int] = field(default_factory=lambda: [4])  # index into block_channels
     layers_per_block: int = 2
     norm_groups: int = 32
-    attention_head_dim: int = 8
+    attention_heads: int = 8
     unshuffle: int = 1  # pixel-unshuffle factor in front of the network
     text_context_dim: int = 512  # width of the adapter's output, the cross-attention context
     flow_adapter_channels: int = 64
@@ -107,7 +107,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     ema_decay: float = 0.9999
-    precision: str = "32-true"  # Lightning's names: 32-true, bf16-mixed, 16-mixed
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # Lightning's names
     text_dropout: float = 0.1
     guidance_training: float = 0.5  # share of pairs that see guidance maps, (G, M) and (G, G) in equal parts
     mask_flow: float = 0.4  # share of pairs whose flow is that between their masks, as at inference
@@ -127,9 +127,10 @@ class SampleConfig:
     clip_sample: bool = True
     guidance_scale: float = 1.0  # classifier-free text guidance; 1 is none
     initial_noise: Literal["fresh", "shared"] = "shared"  # a new x_t for each DDIM run, or one for the volume
-    line9_frame: Literal["n+1", "n"] = "n+1"  # which new frame enters G(n+1) in line 9
+    line9_frame: Literal["n+1", "n"] = "n+1"  # which new frame enters G(n+1) in line 9 (as printed: n)
     gamma: float = 2.0  # exponent of G (line 6)
     smoothing_sigma: float = 1.0  # H: Gaussian outside the mask, in pixels
+    pair_stride: int = 2  # `independent`: slices from one pair to the next; 1 keeps the first frame of each pair
     volumes_abreast: int = 1  # cases denoised together; does not change any volume
 
 
@@ -152,6 +153,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: int = 1  # rows worked on at once, each in its own process
     threads: int = 0  # torch threads per process; 0: torch's default
+    wandb: Literal["off", "offline", "online"] = "off"  # training curves and sample images to Weights & Biases
 
 
 @dataclass
@@ -227,7 +229,8 @@ def validate(experiment: Experiment) -> None:
         "model.attention_levels are indices into model.block_channels",
     )
     need(model.frame_embedding_dim % 2 == 0, "model.frame_embedding_dim is even")
-    need(train.batch_size >= 1 and num_positive(train.max_steps, train.epochs), "train.batch_size, steps, epochs >= 1")
+    steps = train.epochs if train.max_steps is None else train.max_steps
+    need(train.batch_size >= 1 and steps >= 1, "train.batch_size, train.max_steps, train.epochs >= 1")
     need(0 < train.min_lr <= train.lr, "0 < train.min_lr <= train.lr")
     need(0 <= train.ema_decay < 1, "train.ema_decay lies in [0, 1)")
     for key in ("text_dropout", "guidance_training", "mask_flow", "flow_dropout"):
@@ -241,15 +244,29 @@ def validate(experiment: Experiment) -> None:
         not (experiment.diffusion.rescale_betas_zero_snr and experiment.diffusion.prediction_type == "epsilon"),
         "diffusion.rescale_betas_zero_snr needs v_prediction or sample: at zero SNR epsilon says nothing of the data",
     )
+    need(
+        not experiment.diffusion.rescale_betas_zero_snr or sample.timestep_spacing == "trailing",
+        "diffusion.rescale_betas_zero_snr needs sample.timestep_spacing=trailing, which starts at zero SNR",
+    )
+    need(
+        sample.guidance_scale == 1 or model.anatomical_guidance,
+        "sample.guidance_scale guides by text, which model.anatomical_guidance=false takes away; set it to 1",
+    )
     need(sample.volumes_abreast >= 1, "sample.volumes_abreast >= 1")
+    need(sample.pair_stride in (1, 2), "sample.pair_stride is 1 or 2")
     need(sample.gamma > 0 and sample.smoothing_sigma >= 0, "sample.gamma > 0 and sample.smoothing_sigma >= 0")
+    known = {"lung", "bone"}
+    need(
+        bool(experiment.evaluate.groups) and set(experiment.evaluate.groups) <= known,
+        f"evaluate.groups are of {sorted(known)}: the threshold segmenter knows no others",
+    )
+    need(
+        experiment.evaluate.spacing_mm is None or experiment.evaluate.spacing_mm > 0,
+        "evaluate.spacing_mm is positive, or null for the reference's own grid",
+    )
+    need(experiment.seed >= 0, "the seed is a whole number >= 0")
     need(experiment.evaluate.bootstrap_samples >= 0, "evaluate.bootstrap_samples >= 0 (0: no intervals)")
     need(experiment.run.jobs >= 1 and experiment.run.threads >= 0, "run.jobs >= 1 and run.threads >= 0")
-
-
-def num_positive(max_steps: int | None, epochs: int) -> bool:
-    """Tell whether the length of training is at least one step."""
-    return epochs >= 1 if max_steps is None else max_steps >= 1
 
 
 def uses_text(experiment: Experiment) -> bool:

@@ -42,11 +42,12 @@ def estimate(experiment: Experiment, num_steps: int) -> dict:
     def train_once() -> None:
         denoiser(frames, timesteps, conditions).square().mean().backward()
 
-    saved = 0
+    saved, weights = 0, {parameter.untyped_storage().data_ptr() for parameter in denoiser.parameters()}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal saved
-        saved += tensor.numel() * tensor.element_size()
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved += tensor.numel() * tensor.element_size()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
@@ -56,7 +57,9 @@ def estimate(experiment: Experiment, num_steps: int) -> dict:
         evaluation = _seconds(lambda: denoiser(frames, timesteps, conditions), device) / batch
     parameters = sum(parameter.numel() for parameter in denoiser.parameters())
     ddim = DDIM(denoiser, experiment.diffusion, experiment.sample)
-    per_slice = SAMPLERS[experiment.sample.sampler][1](ddim, TYPICAL_SLICES, num_frames(experiment.model))
+    per_slice = SAMPLERS[experiment.sample.sampler][1](
+        ddim, experiment.sample, TYPICAL_SLICES, num_frames(experiment.model)
+    )
     return {
         "parameters": parameters,
         "train_seconds": train_seconds,

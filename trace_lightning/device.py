@@ -21,6 +21,12 @@ def pick_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new peak on a CUDA device; on a CPU the peak is the process's and cannot be reset portably."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak of allocated memory on a CUDA device, or of this process's resident memory on a CPU."""
     if device.type == "cuda":

@@ -18,16 +18,16 @@ from trace_lightning.data.flow import volume_mask_flow
 from trace_lightning.data.masks import class_map
 from trace_lightning.data.preprocess import model_grid, unit_to_hu
 from trace_lightning.data.text import embed_prompts, text_dim
-from trace_lightning.device import peak_memory_bytes, pick_device
+from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
 from trace_lightning.errors import UserError
 from trace_lightning.models.denoiser import Denoiser, num_frames
 from trace_lightning.models.mask_encoding import encode_masks
 from trace_lightning.module import build_denoiser
-from trace_lightning.protocol import Case, Generated, Progress
+from trace_lightning.protocol import WEIGHTS, Case, Generated, Progress
 from trace_lightning.sampling import independent, overlap
 from trace_lightning.sampling.ddim import DDIM, InitialNoise
 from trace_lightning.sampling.volume import VolumeConditions
-from trace_lightning.training import RECORD, WEIGHTS, network_keys
+from trace_lightning.training import RECORD, network_keys
 
 SAMPLERS = {
     "independent": (independent.sample_independent, independent.evaluations_per_slice),
@@ -86,9 +86,7 @@ class TraceGenerator:
         for case in cases:
             if case.grid.shape[1:] != (data.size, data.size):
                 raise UserError(f"{case.case_id}: grid {case.grid.shape} does not fit the model's {data.size} pixels")
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            torch.cuda.synchronize(self.device)
+        reset_peak_memory(self.device)
         started = time.perf_counter()
         ddim = DDIM(self.denoiser, experiment.diffusion, sample)
         volumes = [self.conditions(case) for case in cases]
@@ -101,7 +99,7 @@ class TraceGenerator:
             yield Generated(
                 case_id=case.case_id,
                 volume=Volume(unit_to_hu(image, data), case.grid),
-                evaluations_per_slice=cost(ddim, case.grid.shape[0], frames),
+                evaluations_per_slice=cost(ddim, sample, case.grid.shape[0], frames),
                 seconds=seconds,
                 peak_memory_bytes=peak_memory_bytes(self.device),
                 details={"volumes_abreast": len(cases)},

@@ -1,4 +1,4 @@
-"""What watches a training: progress, sample images, a finite loss, and checkpoints that are whole or absent."""
+"""What watches a training: averaged weights, progress, sample images, a finite loss, whole checkpoints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from trace_lightning.artifacts import atomic_path
 from trace_lightning.errors import UserError
@@ -23,6 +24,19 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Write beside `path`, then rename."""
         with atomic_path(Path(path)) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Exponential moving average of the weights, kept for after training.
+
+    Lightning copies the average into the module at the end of training, but not when a resumed training finds nothing
+    left to do; here the average itself is asked for.
+    """
+
+    def network_weights(self) -> dict[str, torch.Tensor]:
+        """Return the averaged weights of the denoiser, on the CPU."""
+        network = self._average_model.module.denoiser
+        return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 
 class ProgressReport(lightning.Callback):
@@ -50,13 +64,16 @@ class FiniteLoss(lightning.Callback):
 
 
 class SampleImages(lightning.Callback):
-    """After each validation: real frames above, samples for the same conditions below, as a PNG and to the logger."""
+    """After each validation: real frames above, samples for the same conditions below, as a PNG and to the loggers.
+
+    The samples are those of the averaged weights, which Lightning swaps in for validation.
+    """
 
     def __init__(self, folder: Path, num_samples: int = 6):
         self.folder, self.num_samples = folder, num_samples
 
     @torch.no_grad()
-    def on_validation_end(self, trainer, module) -> None:
+    def on_validation_epoch_end(self, trainer, module) -> None:
         """Sample for the first validation batch and write the picture."""
         loader = trainer.val_dataloaders
         if not loader:

@@ -11,6 +11,8 @@ import numpy as np
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.artifacts import Volume
 
+WEIGHTS = "model.safetensors"  # what every training leaves
+
 
 @dataclass(frozen=True)
 class Case:

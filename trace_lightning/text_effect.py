@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +86,26 @@ def text_effect(
             f"{masks_folder}: no mask holds {structure_id} ({names().get(structure_id, 'no VISTA3D class')})"
         )
     return effects
+
+
+def summary(effects: Sequence[TextEffect]) -> str:
+    """Return the effects as lines: each case, then means with 95 % intervals (Student's t over cases)."""
+    lines = ["mean change in HU     structure   other lung   |change|, all"]
+    for effect in effects:
+        row = f"{effect.inside_hu:>+11.1f}{effect.elsewhere_hu:>+13.1f}{effect.absolute_hu:>16.2f}"
+        lines.append(f"{effect.case_id:<20}{row}")
+    inside = [effect.inside_hu for effect in effects]
+    beyond = [effect.inside_hu - effect.elsewhere_hu for effect in effects]
+    lines.append(f"structure: {_mean(inside)}; beyond other lung: {_mean(beyond)}")
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float]) -> str:
+    from scipy import stats
+
+    if len(values) < 2:
+        return f"{values[0]:+.1f} HU (one case, no interval)"
+    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return (
+        f"{np.mean(values):+.1f} HU [{np.mean(values) - half:+.1f}, {np.mean(values) + half:+.1f}], n = {len(values)}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from dataclasses import asdict
@@ -11,9 +12,9 @@ from pathlib import Path
 from trace_lightning.artifacts import atomic_path, digest, file_digest, read_json, sweep_temporary, write_json
 from trace_lightning.config import Experiment, uses_text
 from trace_lightning.errors import UserError
-from trace_lightning.protocol import Progress
+from trace_lightning.protocol import WEIGHTS, Progress
 
-WEIGHTS, RECORD, CHECKPOINT, METRICS = "model.safetensors", "training.json", "last.ckpt", "metrics"
+RECORD, CHECKPOINT, METRICS = "training.json", "last.ckpt", "metrics"
 
 
 def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
@@ -27,19 +28,22 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
     """
     import lightning
     import torch
-    from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
     from trace_lightning.data.datamodule import CTRateDataModule
-    from trace_lightning.data.text import text_dim
+    from trace_lightning.data.text import num_truncated, text_dim
+    from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
     from trace_lightning.module import TraceModule
-    from trace_lightning.monitoring import AtomicCheckpoints, FiniteLoss, ProgressReport, SampleImages
+    from trace_lightning.monitoring import AtomicCheckpoints, AveragedWeights, FiniteLoss, ProgressReport, SampleImages
 
-    _quiet()
     folder = Path(folder)
+    if is_trained(folder):
+        return
+    _quiet()
     folder.mkdir(parents=True, exist_ok=True)
     sweep_temporary(folder)
     train_keys = experiment.train
+    device = torch.device(pick_device(experiment.run.device))
     datamodule = CTRateDataModule(experiment, text_embeddings(experiment))
     datamodule.setup("fit")
     with torch.random.fork_rng():
@@ -48,8 +52,10 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
     _check_owner(folder, experiment)
 
     resume = folder / CHECKPOINT
+    averaged = AveragedWeights(decay=train_keys.ema_decay)
     callbacks = [
-        EMAWeightAveraging(decay=train_keys.ema_decay),
+        SampleImages(folder / "samples"),  # before the average is swapped out again at the end of validation
+        averaged,
         ModelCheckpoint(
             dirpath=folder,
             filename=Path(CHECKPOINT).stem,
@@ -59,10 +65,9 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
         LearningRateMonitor("step"),
         ProgressReport(progress, datamodule.num_steps),
         FiniteLoss(),
-        SampleImages(folder / "samples"),
     ]
     trainer = lightning.Trainer(
-        accelerator=experiment.run.device,
+        accelerator=device.type,
         devices=1,
         max_steps=datamodule.num_steps,
         precision=train_keys.precision,
@@ -73,16 +78,34 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
         log_every_n_steps=train_keys.log_every_steps,
         callbacks=callbacks,
         plugins=[AtomicCheckpoints()],
-        logger=CSVLogger(folder, name=METRICS, version=f"session{_num_sessions(folder)}"),
+        logger=_loggers(folder, experiment),
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    reset_peak_memory(device)
     started = time.monotonic()
     trainer.fit(module, datamodule=datamodule, ckpt_path=resume if resume.is_file() else None, weights_only=True)
     if trainer.global_step < datamodule.num_steps:
         raise RuntimeError(f"training stopped at step {trainer.global_step} of {datamodule.num_steps}")
-    _write_result(module, folder, experiment, trainer, time.monotonic() - started)
+    record = {
+        "network": network_keys(experiment),
+        "digest": digest(network_keys(experiment)),
+        "steps": trainer.global_step,
+        "seed": experiment.seed,
+        "last_session_seconds": round(time.monotonic() - started, 1),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "prompts_truncated": num_truncated(list(datamodule.text or ())),
+        "metrics": {key: round(float(value), 6) for key, value in trainer.callback_metrics.items()},
+    }
+    _write_result(averaged.network_weights(), folder, record)
+
+
+def is_trained(folder: Path) -> bool:
+    """Tell whether a folder holds a finished training, its weights whole."""
+    if not ((folder / RECORD).is_file() and (folder / WEIGHTS).is_file()):
+        return False
+    return read_json(folder / RECORD)["weights_digest"] == file_digest(folder / WEIGHTS)
 
 
 def text_embeddings(experiment: Experiment) -> dict | None:
@@ -108,11 +131,6 @@ def network_keys(experiment: Experiment) -> dict:
     }
 
 
-def _num_sessions(folder: Path) -> int:
-    """Return how often this training was started before; Lightning's CSV logger begins each file anew."""
-    return len(list((folder / METRICS).glob("session*")))
-
-
 def _check_owner(folder: Path, experiment: Experiment) -> None:
     """Refuse to resume a checkpoint that another experiment left in this folder."""
     owner = folder / "owner.json"
@@ -122,28 +140,30 @@ def _check_owner(folder: Path, experiment: Experiment) -> None:
     write_json(owner, keys)
 
 
-def _write_result(module, folder: Path, experiment: Experiment, trainer, seconds: float) -> None:
-    from safetensors.torch import save_file
+def _write_result(weights: dict, folder: Path, record: dict) -> None:
+    """Write the weights, then the record that vouches for them, then drop the checkpoint."""
+    from safetensors.torch import save
 
-    from trace_lightning.device import peak_memory_bytes
-
-    weights = {name: value.detach().cpu().contiguous() for name, value in module.denoiser.state_dict().items()}
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(weights, temporary)
-    metrics = {key: round(float(value), 6) for key, value in trainer.callback_metrics.items()}
-    record = {
-        "network": network_keys(experiment),
-        "digest": digest(network_keys(experiment)),
-        "weights_digest": file_digest(folder / WEIGHTS),
-        "steps": trainer.global_step,
-        "seed": experiment.seed,
-        "parameters": sum(value.numel() for value in weights.values()),
-        "seconds_since_resume": round(seconds, 1),
-        "peak_memory_bytes": peak_memory_bytes(module.device),
-        "metrics": metrics,
-    }
-    write_json(folder / RECORD, record)
+        temporary.write_bytes(save(weights))  # `save_file` hides a full disk behind an error of its own
+    parameters = sum(value.numel() for value in weights.values())
+    own = {"weights_digest": file_digest(folder / WEIGHTS), "parameters": parameters}
+    write_json(folder / RECORD, record | own)
     (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _loggers(folder: Path, experiment: Experiment) -> list:
+    """Return the loggers: curves as CSV, one file for each time the training was started; W&B where asked for."""
+    from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+    session = len(list((folder / METRICS).glob("session*")))  # Lightning's CSV logger begins each file anew
+    loggers: list = [CSVLogger(folder, name=METRICS, version=f"session{session}")]
+    if experiment.run.wandb != "off":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline means no network at all
+        settings = {"project": "trace-lightning", "name": experiment.name, "group": experiment.profile}
+        offline = experiment.run.wandb == "offline"
+        loggers.append(WandbLogger(save_dir=folder, offline=offline, config=asdict(experiment), **settings))
+    return loggers
 
 
 def _quiet() -> None:

@@ -11,7 +11,8 @@ from trace_lightning.config import Experiment
 from trace_lightning.data import cache
 from trace_lightning.errors import UserError
 from trace_lightning.generation import load_generator
-from trace_lightning.training import CHECKPOINT, RECORD, WEIGHTS, train
+from trace_lightning.protocol import WEIGHTS
+from trace_lightning.training import CHECKPOINT, RECORD, train
 
 KILLED = """
 import os, sys
@@ -61,6 +62,35 @@ def test_killed_and_repeated_gives_the_same_weights(prepared, trained, tmp_path)
     train(prepared, tmp_path / "training", lambda done, total, note="": seen.append(done))
     assert seen[0] == 4  # from the checkpoint of step 3, not from the start
     assert file_digest(tmp_path / "training" / WEIGHTS) == file_digest(trained / WEIGHTS)
+
+
+def test_killed_after_the_last_step_the_weights_are_still_the_average(prepared, trained, tmp_path, monkeypatch):
+    experiment = replace(prepared, train=replace(prepared.train, checkpoint_every_steps=4))  # 8 steps: one at the end
+
+    def power_cut(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("trace_lightning.training._write_result", power_cut)
+        train(experiment, tmp_path, silent)
+    assert (tmp_path / CHECKPOINT).is_file()
+    train(experiment, tmp_path, silent)
+    assert file_digest(tmp_path / WEIGHTS) == file_digest(trained / WEIGHTS)
+
+
+def test_a_finished_training_is_left_alone(prepared, trained):
+    before = (trained / RECORD).stat().st_mtime_ns
+    train(prepared, trained, lambda done, total, note="": pytest.fail("it trained again"))
+    assert (trained / RECORD).stat().st_mtime_ns == before
+
+
+def test_wandb_offline_takes_curves_and_pictures_without_network(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    experiment = replace(prepared, run=replace(prepared.run, wandb="offline"))
+    train(experiment, tmp_path, silent)
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    assert list(run.rglob("*.png"))
 
 
 def test_a_checkpoint_of_another_experiment_is_refused(prepared, tmp_path):

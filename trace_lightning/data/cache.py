@@ -167,6 +167,17 @@ def prepare(experiment: Experiment, progress: Progress) -> Prepared:
     return prepared
 
 
+def is_prepared(experiment: Experiment) -> bool:
+    """Tell whether everything that `prepare` would do is done, from the files that lie there now."""
+    root = data_root(experiment)
+    if not (root / "dataset").is_dir():
+        return False
+    folder, split = volumes_folder(experiment), ct_rate.split(ct_rate.read_index(root), experiment.data)
+    skips = experiment.data.skips if experiment.model.flow else []
+    work = [(scan, skips) for scan in split.train + split.val] + [(scan, []) for scan in split.test]
+    return all(_is_done(folder / scan.case_id, scan, of_scan) for scan, of_scan in work)
+
+
 def open_prepared(experiment: Experiment) -> Prepared:
     """Return what `prepare` left, without preparing anything.
 

@@ -157,7 +157,7 @@ def split(index: Index, data: DataConfig) -> Split:
 
     Train and val come from CT-RATE's train split, test from its valid split. Patients are put into an order that
     `split_seed` fixes; the first `num_train_patients` are the pool, of which a row trains on the first
-    ceil(train_fraction x num_train_patients), so that smaller sets lie in larger ones; val patients follow the pool.
+    ceil(train_fraction x num_train_patients), so that smaller sets lie in larger ones; the last are for validation.
 
     Raises:
         NotEnoughPatients: more patients are asked for than there are.
@@ -177,14 +177,13 @@ def split(index: Index, data: DataConfig) -> Split:
     # Rounded first: 0.07 x 100 is 7.000000000000001 in floating point.
     num_train = math.ceil(round(data.train_fraction * data.num_train_patients, 6))
     _need(num_train, len(train_patients), "training patients (data.num_train_patients x data.train_fraction)")
-    after_pool = max(0, len(train_patients) - data.num_train_patients)
-    _need(data.num_val_patients, after_pool, "validation patients beyond the training pool (data.num_val_patients)")
+    others = len(train_patients) - num_train
+    _need(data.num_val_patients, others, "validation patients besides those of training (data.num_val_patients)")
     _need(data.num_test_patients, len(test_patients), "test patients (data.num_test_patients)")
 
-    pool_end = data.num_train_patients
     chosen = Split(
         train=_scans_of(usable, train_patients[:num_train], data.reconstructions),
-        val=_scans_of(usable, train_patients[pool_end : pool_end + data.num_val_patients], data.reconstructions),
+        val=_scans_of(usable, train_patients[len(train_patients) - data.num_val_patients :], data.reconstructions),
         test=_scans_of(usable, test_patients[: data.num_test_patients], data.reconstructions),
         excluded=excluded,
     )

@@ -37,7 +37,7 @@ def build_unet(model: ModelConfig, image_size: int, in_channels: int, out_channe
         block_out_channels=tuple(model.block_channels),
         layers_per_block=model.layers_per_block,
         norm_num_groups=model.norm_groups,
-        attention_head_dim=model.attention_head_dim,
+        attention_head_dim=model.attention_heads,  # diffusers' name, in which it takes the number of heads
         cross_attention_dim=model.text_context_dim,
         class_embed_type="projection",
         projection_class_embeddings_input_dim=num_frames(model) * model.frame_embedding_dim,

@@ -1,4 +1,8 @@
-"""Samples that know nothing of each other: pairs (0, 1), (2, 3), ... or single slices along z."""
+"""Samples that know nothing of each other: pairs (0, 1), (2, 3), ... or single slices along z.
+
+With `pair_stride: 1` a pair begins at every slice and the first frame of each is kept, as Algorithm 1 keeps them: what
+overlapping-frame guidance does beyond that shows against this control.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,10 @@ def sample_independent(
     """
     num_frames = noises[0].shape[0]
     slices: list[dict[int, Tensor]] = [{} for _ in volumes]
-    starts = [(v, start) for v, volume in enumerate(volumes) for start in sample_starts(volume.num_slices, num_frames)]
+    stride = min(settings.pair_stride, num_frames)
+    starts = [
+        (v, start) for v, volume in enumerate(volumes) for start in sample_starts(volume.num_slices, num_frames, stride)
+    ]
     for at in range(0, len(starts), settings.volumes_abreast):
         batch = starts[at : at + settings.volumes_abreast]
         conditions = batch_conditions([(volumes[v], start) for v, start in batch], num_frames)
@@ -42,19 +49,20 @@ def sample_independent(
         for (v, start), frames in zip(batch, ddim.run(noise, conditions), strict=True):
             for index, frame in zip(volumes[v].frames(start, num_frames), frames, strict=True):
                 finished += index not in slices[v]
-                slices[v].setdefault(index, frame)
+                slices[v][index] = frame
         advance(finished)
     return [torch.stack([of_volume[n] for n in range(len(of_volume))]) for of_volume in slices]
 
 
-def sample_starts(num_slices: int, num_frames: int) -> list[int]:
-    """Return where samples begin so that they cover all slices; of an odd number the last pair overlaps by one."""
-    starts = list(range(0, num_slices - num_frames + 1, num_frames))
+def sample_starts(num_slices: int, num_frames: int, stride: int) -> list[int]:
+    """Return where samples begin so that they cover all slices, `stride` apart; the last may begin earlier to fit."""
+    starts = list(range(0, num_slices - num_frames + 1, stride))
     if not starts or starts[-1] + num_frames < num_slices:
         starts.append(max(0, num_slices - num_frames))
     return starts
 
 
-def evaluations_per_slice(ddim: DDIM, num_slices: int, num_frames: int) -> float:
+def evaluations_per_slice(ddim: DDIM, settings: SampleConfig, num_slices: int, num_frames: int) -> float:
     """Return network evaluations per finished slice, a pair counted once."""
-    return ddim.evaluations * len(sample_starts(num_slices, num_frames)) / num_slices
+    stride = min(settings.pair_stride, num_frames)
+    return ddim.evaluations * len(sample_starts(num_slices, num_frames, stride)) / num_slices

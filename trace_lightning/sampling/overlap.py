@@ -80,6 +80,6 @@ def _sample_abreast(
     return [torch.stack(of_volume) for of_volume in frames]
 
 
-def evaluations_per_slice(ddim: DDIM, num_slices: int, num_frames: int = 2) -> float:
+def evaluations_per_slice(ddim: DDIM, settings: SampleConfig, num_slices: int, num_frames: int = 2) -> float:
     """Return network evaluations per finished slice: 2N - 3 runs for N > 1 slices, a pair counted once."""
     return ddim.evaluations * max(2 * num_slices - 3, 1) / num_slices

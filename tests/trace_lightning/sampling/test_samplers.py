@@ -80,7 +80,7 @@ def test_overlap_costs_two_runs_a_slice(num_slices):
     steps = SAMPLE.num_inference_steps
     assert len(recorder.calls) == steps * (2 * num_slices - 3)
     ddim = DDIM(recorder, DIFFUSION, SAMPLE)
-    assert overlap.evaluations_per_slice(ddim, num_slices) * num_slices == pytest.approx(len(recorder.calls))
+    assert overlap.evaluations_per_slice(ddim, SAMPLE, num_slices) * num_slices == pytest.approx(len(recorder.calls))
 
 
 def test_line_9_can_take_either_frame():
@@ -118,7 +118,7 @@ def test_shared_noise_is_drawn_once():
 
 @given(num_slices=st.integers(1, 40), num_frames=st.sampled_from([1, 2]))
 def test_samples_cover_every_slice_with_as_few_as_possible(num_slices, num_frames):
-    starts = sample_starts(num_slices, num_frames)
+    starts = sample_starts(num_slices, num_frames, num_frames)
     covered = {min(start + offset, num_slices - 1) for start in starts for offset in range(num_frames)}
     assert covered == set(range(num_slices))
     assert len(starts) == -(-num_slices // num_frames)
@@ -144,9 +144,21 @@ def test_independent_pairs_give_whole_volumes_whatever_the_batch(lengths, abreas
 
 def test_independent_costs_half_a_run_a_slice():
     ddim = DDIM(Recorder(), DIFFUSION, SAMPLE)
-    assert independent.evaluations_per_slice(ddim, 10, 2) == 1.5
-    assert independent.evaluations_per_slice(ddim, 10, 1) == 3
-    assert independent.evaluations_per_slice(ddim, 11, 2) == pytest.approx(3 * 6 / 11)
+    assert independent.evaluations_per_slice(ddim, SAMPLE, 10, 2) == 1.5
+    assert independent.evaluations_per_slice(ddim, SAMPLE, 10, 1) == 3
+    assert independent.evaluations_per_slice(ddim, SAMPLE, 11, 2) == pytest.approx(3 * 6 / 11)
+
+
+def test_a_pair_at_every_slice_keeps_the_first_frames():
+    settings_ = replace(SAMPLE, pair_stride=1)
+    recorder = Recorder()
+    ddim = DDIM(recorder, DIFFUSION, settings_)
+    (sampled,) = sample_independent(ddim, [volume(5)], noises(1, "shared"), settings_, lambda n: None)
+    noise = noises(1, "shared")[0].next()[None]
+    pairs = [ddim.run(noise, call[2])[0] for call in recorder.calls[:: SAMPLE.num_inference_steps]]
+    assert len(pairs) == 4
+    assert independent.evaluations_per_slice(ddim, settings_, 5, 2) == pytest.approx(3 * 4 / 5)
+    torch.testing.assert_close(sampled, torch.stack([pair[0] for pair in pairs] + [pairs[-1][1]]))
 
 
 def test_ddim_recovers_data_from_a_perfect_predictor():
