@@ -14,12 +14,8 @@ from trace_lightning.config import Experiment
 from trace_lightning.data.text import weights_stamp
 from trace_lightning.errors import UserError
 
-DATA_CODE = (
-    "trace_lightning/data/**/*.py",
-    "trace_lightning/anatomy/*.py",
-    "trace_lightning/anatomy/*.json",
-    "trace_lightning/artifacts.py",
-)
+ANATOMY_CODE = ("trace_lightning/anatomy/*.py", "trace_lightning/anatomy/*.json", "trace_lightning/artifacts.py")
+DATA_CODE = ("trace_lightning/data/**/*.py", *ANATOMY_CODE)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.load import Loaded
-from experiments.methods import DATA_CODE, method_of, without
+from experiments.methods import ANATOMY_CODE, DATA_CODE, method_of, without
 from experiments.stamps import code_digests, fingerprint
 from trace_lightning.artifacts import digest, file_digest
 from trace_lightning.config import Experiment
@@ -27,12 +27,7 @@ from trace_lightning.errors import NotEnoughPatients, UserError
 
 STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
 GROUND_TRUTH = "ground_truth"
-EVALUATION_CODE = (
-    "evaluation/*.py",
-    "trace_lightning/anatomy/*.py",
-    "trace_lightning/anatomy/*.json",
-    "trace_lightning/artifacts.py",
-)
+EVALUATION_CODE = ("evaluation/*.py", *ANATOMY_CODE)
 PRINTING = tuple(f"evaluation/{name}.py" for name in ("gather", "table", "render", "montage", "__main__"))
 
 

@@ -105,7 +105,5 @@ def _mean(values: Sequence[float]) -> str:
 
     if len(values) < 2:
         return f"{values[0]:+.1f} HU (one case, no interval)"
-    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-    return (
-        f"{np.mean(values):+.1f} HU [{np.mean(values) - half:+.1f}, {np.mean(values) + half:+.1f}], n = {len(values)}"
-    )
+    mean, half = np.mean(values), stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+    return f"{mean:+.1f} HU [{mean - half:+.1f}, {mean + half:+.1f}], n = {len(values)}"
