@@ -197,10 +197,9 @@ def provenance(experiment: Experiment, training: Path, depends_digest: str) -> d
 
 def cost_note(experiment: Experiment) -> str:
     """Return how slices/s and memory were measured; printed under the table."""
-    run, abreast = experiment.run, experiment.sample.volumes_abreast
-    where = gpu_name() or "a CPU (memory: the whole process)"
-    others = f", beside up to {run.jobs - 1} other row at work" if run.jobs > 1 else ""
-    return f"Cost: on {where}, {abreast} volume(s) abreast{others}; the paper's figures are for one volume on a GPU."
+    where = gpu_name() or "a CPU that other rows may share (memory: the whole process)"
+    abreast = experiment.sample.volumes_abreast
+    return f"Cost: on {where}, up to {abreast} volume(s) abreast; the paper's figures are for one volume on a GPU."
 
 
 def environment() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -191,13 +191,16 @@ def prepare_keys(experiment: Experiment) -> dict[str, Any]:
     moot += ["data.phantom"] if experiment.data.root else []
     moot += [] if experiment.model.flow else ["data.skips"]
     keys = without({"data": asdict(experiment.data)}, moot)
-    return {**keys, "model": {"flow": experiment.model.flow}, "files": _files(experiment)}
+    return {**keys, "model": {"flow": experiment.model.flow}, "files": _files(experiment, "train", "val", "test")}
 
 
 def training_keys(experiment: Experiment) -> dict[str, Any]:
     """Return the keys that a training depends on, and the files of its data."""
     keys = method_of(experiment).training_keys(experiment)
-    return {**without(keys, ["data.phantom"] if experiment.data.root else []), "files": _files(experiment)}
+    return {
+        **without(keys, ["data.phantom"] if experiment.data.root else []),
+        "files": _files(experiment, "train", "val"),
+    }
 
 
 def generate_keys(experiment: Experiment) -> dict[str, Any]:
@@ -208,7 +211,8 @@ def generate_keys(experiment: Experiment) -> dict[str, Any]:
 def test_keys(experiment: Experiment) -> dict[str, Any]:
     """Return the keys that the real volumes of the test split depend on."""
     of_training = ["train_fraction", "num_train_patients", "num_val_patients", "skips", "flow_source", "flow_stride"]
-    return without(prepare_keys(experiment), ["model", *(f"data.{key}" for key in of_training)])
+    keys = without(prepare_keys(experiment), ["model", *(f"data.{key}" for key in of_training)])
+    return keys | {"files": _files(experiment, "test")}
 
 
 _KEYS = {
@@ -238,22 +242,25 @@ def _code(task: Task) -> tuple[str, ...]:
     }[task.name]
 
 
-def _files(experiment: Experiment) -> dict[str, str]:
-    """Return what identifies data on disk: its tables by content, the row's volumes by size. The folder may move."""
+def _files(experiment: Experiment, *parts: str) -> dict[str, str]:
+    """Return what identifies data on disk: tables by content, volumes of some parts by size. The folder may move."""
     if not experiment.data.root:
         return {}
     root = Path(experiment.data.root)
-    return _table_digests(root) | {"volumes": _volume_sizes(experiment)}
+    return _table_digests(root) | {"volumes": _volume_sizes(experiment, parts)}
 
 
-def _volume_sizes(experiment: Experiment) -> str:
+def _volume_sizes(experiment: Experiment, parts: tuple[str, ...]) -> str:
     from trace_lightning.data import ct_rate
 
+    data = experiment.data
+    if parts == ("test",):  # the same whatever a row is trained on
+        data = replace(data, num_train_patients=1, train_fraction=1.0, num_val_patients=0)
     try:
-        scans = ct_rate.split(_index(Path(experiment.data.root)), experiment.data).scans
+        split = ct_rate.split(_index(Path(data.root)), data)
     except NotEnoughPatients:
         return "not enough patients"  # said by the task itself
-    return digest([[scan.case_id, scan.path.stat().st_size] for scan in scans])
+    return digest([[scan.case_id, scan.path.stat().st_size] for part in parts for scan in getattr(split, part)])
 
 
 @cache
