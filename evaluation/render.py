@@ -259,7 +259,8 @@ def latex(table: Table) -> str:
         if block.source:
             lines.append(f"\n\\footnotesize Source: {_escaped(block.source)}")
         lines.append("\\end{table}\n")
-    lines += [f"% {line}" for line in _below(table, notes, lambda number: f"[{number}]")]
+    below = _below(table, notes, lambda number: f"$^{{{number}}}$")
+    lines += ["{\\footnotesize", *(f"\\noindent {_escaped(line)}\\par" for line in below), "}"]
     return "\n".join(lines) + "\n"
 
 
