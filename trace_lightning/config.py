@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -176,6 +178,18 @@ class Experiment:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+AT_LEAST = {  # smallest values that mean something
+    1: "data.size data.flow_stride data.min_slices data.num_train_patients data.num_test_patients data.phantom.size "
+    "data.phantom.num_train_patients model.layers_per_block model.norm_groups model.attention_heads model.unshuffle "
+    "model.text_context_dim model.flow_adapter_channels model.frame_embedding_dim diffusion.num_train_timesteps "
+    "train.batch_size train.val_every_steps train.checkpoint_every_steps train.log_every_steps "
+    "sample.num_inference_steps sample.volumes_abreast run.jobs",
+    0: "seed data.num_val_patients data.num_workers data.split_seed data.phantom.seed data.phantom.num_valid_patients "
+    "text.seed train.warmup_steps train.weight_decay sample.smoothing_sigma evaluate.bootstrap_samples run.threads",
+}
+POSITIVE = "data.spacing_mm data.phantom.fov_mm train.lr train.min_lr train.grad_clip sample.gamma model.position_scale"
+
+
 def validate(experiment: Experiment) -> None:
     """Refuse impossible values and combinations.
 
@@ -188,6 +202,14 @@ def validate(experiment: Experiment) -> None:
         if not condition:
             raise UserError(f"experiment {experiment.name}: {message}")
 
+    for least, keys in AT_LEAST.items():
+        for key in keys.split():
+            need(attrgetter(key)(experiment) >= least, f"{key}={attrgetter(key)(experiment)} is below {least}")
+    for key in POSITIVE.split():
+        need(0 < attrgetter(key)(experiment) < math.inf, f"{key}={attrgetter(key)(experiment)} is not positive")
+    for key in ("data.phantom.spacing_z_mm", "model.block_channels"):
+        values = attrgetter(key)(experiment)
+        need(bool(values) and min(values) > 0, f"{key}={values} is a list of positive numbers")
     overlap = sample.sampler == "overlap"
     need(
         not overlap or (model.paired_frames and model.anatomical_guidance),
@@ -212,8 +234,6 @@ def validate(experiment: Experiment) -> None:
     need(len(set(data.skips)) == len(data.skips), f"data.skips names a skip twice: {data.skips}")
     need(0 < data.train_fraction <= 1, "data.train_fraction lies in (0, 1]")
     need(data.hu_min < data.hu_max, "data.hu_min is below data.hu_max")
-    need(min(data.num_train_patients, data.num_test_patients) >= 1, "data.num_train_patients, num_test_patients >= 1")
-    need(data.num_val_patients >= 0, "data.num_val_patients >= 0")
     need(
         data.size % (model.unshuffle * 2 ** (len(model.block_channels) - 1)) == 0,
         f"data.size={data.size} is not divisible by model.unshuffle x 2^(levels-1) = "
@@ -230,7 +250,7 @@ def validate(experiment: Experiment) -> None:
     )
     need(model.frame_embedding_dim % 2 == 0, "model.frame_embedding_dim is even")
     steps = train.epochs if train.max_steps is None else train.max_steps
-    need(train.batch_size >= 1 and steps >= 1, "train.batch_size, train.max_steps, train.epochs >= 1")
+    need(steps >= 1, "train.max_steps (or train.epochs, where it is null) is at least 1")
     need(0 < train.min_lr <= train.lr, "0 < train.min_lr <= train.lr")
     need(0 <= train.ema_decay < 1, "train.ema_decay lies in [0, 1)")
     for key in ("text_dropout", "guidance_training", "mask_flow", "flow_dropout"):
@@ -252,9 +272,7 @@ def validate(experiment: Experiment) -> None:
         sample.guidance_scale == 1 or model.anatomical_guidance,
         "sample.guidance_scale guides by text, which model.anatomical_guidance=false takes away; set it to 1",
     )
-    need(sample.volumes_abreast >= 1, "sample.volumes_abreast >= 1")
     need(sample.pair_stride in (1, 2), "sample.pair_stride is 1 or 2")
-    need(sample.gamma > 0 and sample.smoothing_sigma >= 0, "sample.gamma > 0 and sample.smoothing_sigma >= 0")
     known = {"lung", "bone"}
     need(
         bool(experiment.evaluate.groups) and set(experiment.evaluate.groups) <= known,
@@ -264,9 +282,6 @@ def validate(experiment: Experiment) -> None:
         experiment.evaluate.spacing_mm is None or experiment.evaluate.spacing_mm > 0,
         "evaluate.spacing_mm is positive, or null for the reference's own grid",
     )
-    need(experiment.seed >= 0, "the seed is a whole number >= 0")
-    need(experiment.evaluate.bootstrap_samples >= 0, "evaluate.bootstrap_samples >= 0 (0: no intervals)")
-    need(experiment.run.jobs >= 1 and experiment.run.threads >= 0, "run.jobs >= 1 and run.threads >= 0")
 
 
 def uses_text(experiment: Experiment) -> bool:
