@@ -29,7 +29,7 @@ from trace_lightning.artifacts import (
     write_labels,
     write_volume,
 )
-from trace_lightning.config import Experiment
+from trace_lightning.config import Experiment, uses_text
 from trace_lightning.protocol import WEIGHTS, Case, Progress
 
 PACKAGES = (
@@ -67,8 +67,10 @@ def prepare(task: Task, progress: Progress) -> dict[str, Any]:
     """Fill the cache that trainings and references read."""
     from trace_lightning.data import cache
 
-    split = cache.prepare(task.experiment, progress).split
+    prepared = cache.prepare(task.experiment, progress)
+    split = prepared.split
     return {
+        "prompts": _prompts(task.experiment, prepared.prompts),
         "train": [scan.case_id for scan in split.train],
         "val": [scan.case_id for scan in split.val],
         "test": [scan.case_id for scan in split.test],
@@ -158,6 +160,17 @@ WORK: dict[str, Callable[[Task, Progress], dict[str, Any]]] = {
     "generate": generate,
     "evaluate": evaluate,
 }
+
+
+def _prompts(experiment: Experiment, prompts: list[str]) -> dict[str, int]:
+    """Count the prompts that a row reads, and say how many the text tower cuts."""
+    from trace_lightning.data.text import CONTEXT_TOKENS, num_truncated
+
+    if not uses_text(experiment):
+        return {}
+    cut = num_truncated(prompts)
+    print(f"   {cut} of {len(prompts)} prompts are longer than {CONTEXT_TOKENS} tokens; the rest of those is not read")
+    return {"different": len(prompts), "truncated": cut}
 
 
 def only(case: Case, inputs: tuple[str, ...]) -> Case:

@@ -207,6 +207,12 @@ def reference_volume(experiment: Experiment, case_id: str) -> Volume:
     return read_volume(ct_rate.volume_path(data_root(experiment), case_id))
 
 
+def source_files(scan: Scan, experiment: Experiment) -> list[Path]:
+    """Return the files that a case is made from, of those that are there: its volume, and its mask if that is read."""
+    files = [scan.path, masks.mask_path(scan, experiment.data, data_root(experiment))]
+    return [path for path in files if path is not None and path.is_file()]
+
+
 def flow_path(folder: Path, skip: int) -> Path:
     """Return the file with the flow of a case's pairs (i, i + skip)."""
     return folder / f"flow_{skip}.npy"
@@ -289,8 +295,7 @@ def _percent(labels: np.ndarray) -> dict[str, float]:
 
 def _source(scan: Scan, experiment: Experiment) -> list:
     """Return name, size and time of the files that a case is made from, as they lie there now."""
-    files = [scan.path, masks.mask_path(scan, experiment.data, data_root(experiment))]
-    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f is not None and f.is_file()]
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in source_files(scan, experiment)]
 
 
 def _open(path: Path) -> np.ndarray:

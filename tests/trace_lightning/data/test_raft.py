@@ -12,8 +12,9 @@ from torchvision.models import get_model
 
 from trace_lightning.artifacts import read_volume
 from trace_lightning.config import DataConfig
+from trace_lightning.data import cache
 from trace_lightning.data.ct_rate import Scan, volume_path
-from trace_lightning.data.flow import identity, image_flow, quality, warp
+from trace_lightning.data.flow import identity, image_flow, quality, to_shares, warp
 from trace_lightning.data.preprocess import hu_to_unit
 from trace_lightning.data.raft import raft_flow, torchvision_names, weights_stamp
 from trace_lightning.errors import UserError
@@ -212,6 +213,22 @@ def test_hub_weights_are_torchvisions_or_an_error(small, monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(UserError, match=r"torchvision's weights of raft_large cannot be downloaded .*no network"):
         next(raft_flow(slices, [(0, 1)], data_of("hub", "raft_large")))
+
+
+def test_prepared_volumes_hold_the_flow_of_raft(full_tree, tmp_path, make_experiment, quiet, small):
+    experiment = make_experiment(full_tree.root, tmp_path)
+    data = experiment.data
+    data.flow_source, data.flow_model, data.flow_weights, data.skips = "raft", "raft_small", str(small), [4]
+    data.num_train_patients, data.num_val_patients, data.num_test_patients = 1, 0, 1
+    (case,) = cache.prepare(experiment, quiet).cases("train")
+    unit = hu_to_unit(case.image.astype(np.float32), data)
+    (_, expected) = raft_flow(unit, [(0, 4), (4, 8)], data)
+    np.testing.assert_allclose(case.flow(4, 8), to_shares(expected, 4), rtol=1e-3, atol=1e-4)
+    assert case.flow(4, 8).dtype == np.float16
+    assert case.meta["flow"]["4"]["pairs_checked"] == 2
+    data.flow_weights = str(tmp_path / "absent.pth")
+    with pytest.raises(UserError, match=r"absent\.pth: no such file"):
+        cache.prepare(experiment, quiet)
 
 
 @pytest.mark.weights
