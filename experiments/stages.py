@@ -29,7 +29,7 @@ from trace_lightning.artifacts import (
     write_labels,
     write_volume,
 )
-from trace_lightning.config import Experiment, uses_text
+from trace_lightning.config import Experiment
 from trace_lightning.protocol import WEIGHTS, Case, Progress
 
 PACKAGES = (
@@ -70,7 +70,7 @@ def prepare(task: Task, progress: Progress) -> dict[str, Any]:
     prepared = cache.prepare(task.experiment, progress)
     split = prepared.split
     return {
-        "prompts": _prompts(task.experiment, prepared.prompts),
+        "prompts": _count_cut(prepared.prompts),
         "train": [scan.case_id for scan in split.train],
         "val": [scan.case_id for scan in split.val],
         "test": [scan.case_id for scan in split.test],
@@ -162,14 +162,12 @@ WORK: dict[str, Callable[[Task, Progress], dict[str, Any]]] = {
 }
 
 
-def _prompts(experiment: Experiment, prompts: list[str]) -> dict[str, int]:
-    """Count the prompts that a row reads, and say how many the text tower cuts."""
+def _count_cut(prompts: list[str]) -> dict[str, int]:
+    """Count the prompts that are too long for the text tower, and say so; rows without text share the stamp."""
     from trace_lightning.data.text import CONTEXT_TOKENS, num_truncated
 
-    if not uses_text(experiment):
-        return {}
     cut = num_truncated(prompts)
-    print(f"   {cut} of {len(prompts)} prompts are longer than {CONTEXT_TOKENS} tokens; the rest of those is not read")
+    print(f"   {cut} of {len(prompts)} prompts are longer than {CONTEXT_TOKENS} tokens; what is beyond is not read")
     return {"different": len(prompts), "truncated": cut}
 
 
