@@ -50,7 +50,7 @@ table: setup  ## Print Table 1 again from the scores on disk
 status: setup  ## Show which stages of Table 1 are done
 	$(PY) -m experiments status experiments/table1.yaml --profile $(PROFILE) --seed $(SEED)
 
-test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT)
+test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WEIGHTS=folder on weights)
 	$(PY) -m pytest
 
 lint: setup  ## Check style with ruff

@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trace_lightning.config import Experiment
+from trace_lightning.data import raft
 from trace_lightning.data.text import weights_stamp
 from trace_lightning.errors import UserError
 
 ANATOMY_CODE = ("trace_lightning/anatomy/*.py", "trace_lightning/anatomy/*.json", "trace_lightning/artifacts.py")
+FLOW_KEYS = ("flow_weights", *(f"data.flow_{name}" for name in ("source", "model", "weights", "resolution")))
 DATA_CODE = ("trace_lightning/data/**/*.py", *ANATOMY_CODE)
 
 
@@ -56,6 +58,7 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
         "method": experiment.method,
         "seed": experiment.seed,
         "text_weights": weights_stamp(experiment.text),
+        "flow_weights": raft.weights_stamp(experiment.data),  # by content: the file may move
         "data": asdict(experiment.data),
         "text": asdict(experiment.text),
         "model": asdict(experiment.model),
@@ -63,14 +66,14 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
         "train": asdict(experiment.train),
     }
     model, train, sample = experiment.model, experiment.train, experiment.sample
-    moot = ["data.root", "data.num_test_patients", "data.num_workers"]
+    moot = ["data.root", "data.num_test_patients", "data.num_workers", "data.flow_weights"]
     moot += ["train.log_every_steps", "train.checkpoint_every_steps"]
     if not model.paired_frames:
         moot += ["data.skips"]
     if not model.anatomical_guidance:
         moot += ["data.mask_source", "train.text_dropout"]
     if not model.flow:
-        moot += ["data.flow_source", "train.mask_flow", "train.flow_dropout"]
+        moot += [*FLOW_KEYS, "train.mask_flow", "train.flow_dropout"]
     if model.paired_frames and model.anatomical_guidance and train.guidance_training > 0:
         keys["guidance_map"] = {"gamma": sample.gamma, "smoothing_sigma": sample.smoothing_sigma}
     else:

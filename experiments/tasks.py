@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.load import Loaded
-from experiments.methods import ANATOMY_CODE, DATA_CODE, method_of, without
+from experiments.methods import ANATOMY_CODE, DATA_CODE, FLOW_KEYS, method_of, without
 from experiments.stamps import code_digests, fingerprint
 from trace_lightning.artifacts import digest, file_digest
 from trace_lightning.config import Experiment
+from trace_lightning.data import raft
 from trace_lightning.errors import NotEnoughPatients, UserError
 
 STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
@@ -187,10 +188,10 @@ def _training(folders: Folders, experiment: Experiment) -> Path:
 
 def prepare_keys(experiment: Experiment) -> dict[str, Any]:
     """Return the keys that the prepared data depends on; flow is prepared for the rows that use it."""
-    moot = ["data.root", "data.num_workers"]
+    moot = ["data.root", "data.num_workers", "data.flow_weights"]
     moot += ["data.phantom"] if experiment.data.root else []
     moot += [] if experiment.model.flow else ["data.skips"]
-    keys = without({"data": asdict(experiment.data)}, moot)
+    keys = without({"data": asdict(experiment.data), "flow_weights": raft.weights_stamp(experiment.data)}, moot)
     return {**keys, "model": {"flow": experiment.model.flow}, "files": _files(experiment, "train", "val", "test")}
 
 
@@ -210,8 +211,8 @@ def generate_keys(experiment: Experiment) -> dict[str, Any]:
 
 def test_keys(experiment: Experiment) -> dict[str, Any]:
     """Return the keys that the real volumes of the test split depend on."""
-    of_training = ["train_fraction", "num_train_patients", "num_val_patients", "skips", "flow_source", "flow_stride"]
-    keys = without(prepare_keys(experiment), ["model", *(f"data.{key}" for key in of_training)])
+    of_training = ["train_fraction", "num_train_patients", "num_val_patients", "skips", "flow_stride"]
+    keys = without(prepare_keys(experiment), ["model", *FLOW_KEYS, *(f"data.{key}" for key in of_training)])
     return keys | {"files": _files(experiment, "test")}
 
 
@@ -243,7 +244,7 @@ def _code(task: Task) -> tuple[str, ...]:
 
 
 def _files(experiment: Experiment, *parts: str) -> dict[str, str]:
-    """Return what identifies data on disk: tables by content, volumes of some parts by size. The folder may move."""
+    """Return what identifies data on disk: tables by content, volumes and masks by size. The folder may move."""
     if not experiment.data.root:
         return {}
     root = Path(experiment.data.root)
@@ -251,7 +252,7 @@ def _files(experiment: Experiment, *parts: str) -> dict[str, str]:
 
 
 def _volume_sizes(experiment: Experiment, parts: tuple[str, ...]) -> str:
-    from trace_lightning.data import ct_rate
+    from trace_lightning.data import cache, ct_rate
 
     data = experiment.data
     if parts == ("test",):  # the same whatever a row is trained on
@@ -260,7 +261,8 @@ def _volume_sizes(experiment: Experiment, parts: tuple[str, ...]) -> str:
         split = ct_rate.split(_index(Path(data.root)), data)
     except NotEnoughPatients:
         return "not enough patients"  # said by the task itself
-    return digest([[scan.case_id, scan.path.stat().st_size] for part in parts for scan in getattr(split, part)])
+    scans = [scan for part in parts for scan in getattr(split, part)]
+    return digest([[s.case_id, *(path.stat().st_size for path in cache.source_files(s, experiment))] for s in scans])
 
 
 @cache

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("trace_lightning", "evaluation", "experiments")
 LEAVES = {f"trace_lightning.{name}" for name in ("anatomy", "artifacts", "config", "errors", "protocol")}
-DATA = LEAVES | {"trace_lightning.data"}
+DATA = LEAVES | {"trace_lightning.data", "trace_lightning.device"}
 MODELS = {"trace_lightning.models", "trace_lightning.config", "trace_lightning.errors", "trace_lightning.anatomy"}
 SAMPLING = MODELS | {"trace_lightning.sampling"}
 

@@ -39,7 +39,7 @@ class DataConfig:
     num_test_patients: int = 50  # of the valid split
     split_seed: int = 0
     reconstructions: Literal["first", "all"] = "first"  # volumes of a patient that are used
-    mask_source: Literal["phantom", "threshold"] = "phantom"
+    mask_source: Literal["phantom", "threshold", "ts_total"] = "phantom"
     size: int = 256  # pixels along each in-plane axis of the model's grid
     in_plane: Literal["resize", "resample"] = "resize"  # whole field of view, or a fixed spacing cropped/padded to size
     spacing_mm: float = 1.5  # in plane, used by `resample`
@@ -48,7 +48,10 @@ class DataConfig:
     hu_min: float = -1000.0
     hu_max: float = 1000.0
     skips: list[int] = field(default_factory=lambda: [1, 2, 4])  # k of Eq. 3
-    flow_source: Literal["phantom", "dis"] = "dis"
+    flow_source: Literal["phantom", "dis", "raft"] = "dis"
+    flow_model: Literal["raft_large", "raft_small"] = "raft_large"  # of `raft`
+    flow_weights: str = "hub"  # of `raft`: torchvision's own, or the path of a file (torchvision's or the authors')
+    flow_resolution: Literal["model", "original"] = "model"  # of the slices that flow is computed between
     flow_stride: int = 4  # flow is stored at 1/stride of the model's grid
     num_workers: int = 4
 

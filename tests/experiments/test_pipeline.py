@@ -57,6 +57,14 @@ def test_every_row_leaves_config_environment_volumes_and_scores(finished: Projec
     assert len(list((truth / "masks").iterdir())) == 2
 
 
+def test_preparing_counts_the_prompts_that_are_cut(finished: Project):
+    stamps = list((finished.profile / "prepared").rglob("prepare.json"))
+    assert stamps
+    for stamp in stamps:
+        assert read_json(stamp)["produced"]["prompts"] == {"different": 7, "truncated": 0}
+        assert "0 of 7 prompts are longer than 77 tokens" in (stamp.parent / "run.log").read_text()
+
+
 def test_provenance_says_how_a_volume_was_made(finished: Project):
     made = read_json(finished.profile / "full" / "seed0" / "volumes" / "valid_1_a_1.json")
     assert (made["experiment"], made["seed"], made["inputs"]) == ("full", 0, ["mask", "text", "length"])

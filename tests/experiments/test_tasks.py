@@ -14,7 +14,8 @@ from experiments.load import Loaded, load, load_table
 from experiments.methods import METHODS
 from experiments.stages import case_seed, only
 from experiments.stamps import ROOT
-from experiments.tasks import Folders, Task, depends, tasks_of, training_keys
+from experiments.tasks import Folders, Task, depends, prepare_keys, tasks_of, training_keys
+from experiments.tasks import test_keys as reference_keys
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.config import Experiment
 from trace_lightning.protocol import Case
@@ -116,6 +117,37 @@ def test_real_data_counts_by_its_tables_not_by_its_folder(tree, tmp_path):
         file.write("train_99_a_1.nii.gz,M,050Y,10\n")
     assert keys(tree) == keys(tmp_path / "moved")
     assert keys(tree) != keys(tmp_path / "grown")
+
+
+def test_flow_weights_count_by_content_where_raft_is_used(tmp_path):
+    def keys(name: str, path: Path, source: str = "raft") -> dict:
+        wanted = load(name, overrides=[f"data.flow_source={source}", f"data.flow_weights={path}"]).experiment
+        return {"train": training_keys(wanted), "prepare": prepare_keys(wanted), "test": reference_keys(wanted)}
+
+    for name, content in (("a", b"1"), ("moved", b"1"), ("other", b"2")):
+        (tmp_path / name).write_bytes(content)
+    first, moved, other = (keys("ours", tmp_path / name) for name in ("a", "moved", "other"))
+    assert first == moved
+    assert all(first[kind] != other[kind] for kind in ("train", "prepare"))
+    assert first["test"] == other["test"]
+    assert keys("ours", tmp_path / "a", "dis") == keys("ours", tmp_path / "other", "dis")
+    assert keys("pfm", tmp_path / "a")["train"] == keys("pfm", tmp_path / "other")["train"]  # a row without flow
+
+
+def test_masks_on_disk_count_where_they_are_read(tree, tmp_path):
+    root = shutil.copytree(tree, tmp_path / "ct")
+
+    def keys(source: str) -> dict:
+        given = [f"data.root={root}", f"data.mask_source={source}", "data.num_test_patients=1"]
+        return reference_keys(load("ours", "ct_rate", given).experiment)["files"]
+
+    before = {source: keys(source) for source in ("ts_total", "threshold")}
+    for volume in (root / "dataset" / "valid_fixed").rglob("*.nii.gz"):
+        mask = root / "dataset" / "ts_seg" / "ts_total" / volume.relative_to(root / "dataset")
+        mask.parent.mkdir(parents=True)
+        mask.write_bytes(b"mask")
+    assert keys("ts_total") != before["ts_total"]
+    assert keys("threshold") == before["threshold"]
 
 
 def test_folders_of_rows_scratch_and_seeds():

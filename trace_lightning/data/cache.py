@@ -5,7 +5,7 @@
         image.npy       (D, H, W) int16 HU on the model's grid
         labels.npy      (D, H, W) uint8 raw VISTA3D ids
         flow_<k>.npy    (P, 2, H/stride, W/stride) float16, of the pairs (0, k), (k, 2k), ...; added when a row needs it
-        meta.json       grid, prompt, source file, percent of each label group
+        meta.json       grid, prompt, source files, percent of each label group, quality of each skip's flow
 
 The digest names what the arrays depend on and nothing else: rows with other patients or skips share them. A folder
 appears by renaming when it is complete; processes that prepare at the same time take turns.
@@ -34,14 +34,14 @@ from trace_lightning.artifacts import (
     write_array,
     write_json,
 )
-from trace_lightning.config import DataConfig, Experiment, PhantomConfig
+from trace_lightning.config import Experiment, PhantomConfig
 from trace_lightning.data import ct_rate, flow, masks, preprocess
 from trace_lightning.data.ct_rate import Scan, Split
 from trace_lightning.data.pairs import pairs
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import Case, Progress
 
-FORMAT = 1  # raise it when prepared arrays change their content or layout
+FORMAT = 2  # raise it when prepared arrays change their content or layout
 LABEL_GROUPS = ("lung", "bone", "airway", "vessel", "organ", "muscle", "lesion", "nervous")
 
 
@@ -132,7 +132,7 @@ def volumes_folder(experiment: Experiment) -> Path:
         "grid": [data.size, data.in_plane, data.spacing_mm if data.in_plane == "resample" else None, data.spacing_z_mm],
         "window": [data.hu_min, data.hu_max],
         "mask_source": data.mask_source,
-        "flow": [data.flow_source, data.flow_stride],
+        "flow": flow.identity(data),
     }
     return Path(experiment.run.cache_dir) / "volumes" / digest(identity)
 
@@ -156,13 +156,13 @@ def prepare(experiment: Experiment, progress: Progress) -> Prepared:
     skips = experiment.data.skips if experiment.model.flow else []
     work = [(scan, skips) for scan in prepared.split.train + prepared.split.val]
     work += [(scan, []) for scan in prepared.split.test]
-    missing = [(scan, of_scan) for scan, of_scan in work if not _is_done(prepared.folder / scan.case_id, scan, of_scan)]
+    missing = [(scan, of_scan) for scan, of_scan in work if not _is_done(prepared.folder, scan, of_scan, experiment)]
     if missing:
         with _alone(prepared.folder):
             sweep_temporary(prepared.folder)
             for done, (scan, of_scan) in enumerate(missing):
                 progress(done, len(missing), scan.case_id)
-                _prepare_case(prepared.folder / scan.case_id, scan, of_scan, experiment.data, root)
+                _prepare_case(prepared.folder, scan, of_scan, experiment)
             progress(len(missing), len(missing), "")
     return prepared
 
@@ -175,7 +175,7 @@ def is_prepared(experiment: Experiment) -> bool:
     folder, split = volumes_folder(experiment), ct_rate.split(ct_rate.read_index(root), experiment.data)
     skips = experiment.data.skips if experiment.model.flow else []
     work = [(scan, skips) for scan in split.train + split.val] + [(scan, []) for scan in split.test]
-    return all(_is_done(folder / scan.case_id, scan, of_scan) for scan, of_scan in work)
+    return all(_is_done(folder, scan, of_scan, experiment) for scan, of_scan in work)
 
 
 def open_prepared(experiment: Experiment) -> Prepared:
@@ -207,6 +207,12 @@ def reference_volume(experiment: Experiment, case_id: str) -> Volume:
     return read_volume(ct_rate.volume_path(data_root(experiment), case_id))
 
 
+def source_files(scan: Scan, experiment: Experiment) -> list[Path]:
+    """Return the files that a case is made from, of those that are there: its volume, and its mask if that is read."""
+    files = [scan.path, masks.mask_path(scan, experiment.data, data_root(experiment))]
+    return [path for path in files if path is not None and path.is_file()]
+
+
 def flow_path(folder: Path, skip: int) -> Path:
     """Return the file with the flow of a case's pairs (i, i + skip)."""
     return folder / f"flow_{skip}.npy"
@@ -219,30 +225,33 @@ def _write_phantom(root: Path, config: PhantomConfig, progress: Progress) -> Non
         write_tree(root, config, progress)
 
 
-def _is_done(folder: Path, scan: Scan, skips: list[int]) -> bool:
-    """Tell whether a case is prepared from the file that lies at `scan.path` now, with the flow of all skips."""
+def _is_done(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment) -> bool:
+    """Tell whether a case is prepared from the files that lie there now, with the flow of all skips."""
+    folder = volumes / scan.case_id
     if not (folder / "meta.json").is_file() or not all(flow_path(folder, skip).is_file() for skip in skips):
         return False
     meta = read_json(folder / "meta.json")
-    return meta["source"] == _source(scan) and meta["prompt"] == scan.prompt
+    return meta["source"] == _source(scan, experiment) and meta["prompt"] == scan.prompt
 
 
-def _prepare_case(folder: Path, scan: Scan, skips: list[int], data: DataConfig, root: Path) -> None:
-    if not _is_done(folder, scan, []):
+def _prepare_case(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment) -> None:
+    folder, data, root = volumes / scan.case_id, experiment.data, data_root(experiment)
+    if not _is_done(volumes, scan, [], experiment):
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            _write_case(temporary, scan, data, root)
+            _write_case(temporary, scan, experiment)
     case = PreparedCase(folder)
     missing = [skip for skip in skips if not flow_path(folder, skip).is_file()]
     if missing:
-        pair_flow = flow.image_flow(scan, case.image, case.grid, data, root)
+        pair_flow = flow.image_flow(scan, case.image, case.grid, data, root, experiment.run.device)
         for skip in missing:
-            write_array(flow_path(folder, skip), _flows_of(case.image.shape, skip, pair_flow, data.flow_stride))
+            _write_flow(case, skip, pair_flow, data.flow_stride)
 
 
-def _write_case(folder: Path, scan: Scan, data: DataConfig, root: Path) -> None:
+def _write_case(folder: Path, scan: Scan, experiment: Experiment) -> None:
+    data = experiment.data
     volume = ct_rate.read_scan(scan)
-    labels = masks.load_labels(scan, volume, data, root)
+    labels = masks.load_labels(scan, volume, data, data_root(experiment))
     image = preprocess.to_model_grid(volume, data)
     if image.grid.shape[0] < data.min_slices:
         raise UserError(
@@ -256,19 +265,26 @@ def _write_case(folder: Path, scan: Scan, data: DataConfig, root: Path) -> None:
         {
             "grid": image.grid.to_json(),
             "prompt": scan.prompt,
-            "source": _source(scan),
+            "source": _source(scan, experiment),
             "percent": _percent(labels),
+            "flow": {},
         },
     )
 
 
-def _flows_of(shape: tuple[int, ...], skip: int, pair_flow: flow.PairFlow, stride: int) -> np.ndarray:
-    depth, height, width = shape
+def _write_flow(case: PreparedCase, skip: int, pair_flow: flow.PairFlow, stride: int) -> None:
+    """Write the flow of a skip's pairs; its quality first, so that no flow is without."""
+    depth, height, width = case.image.shape
     of_skip = pairs(depth, [skip])
     flows = np.zeros((len(of_skip), 2, height // stride, width // stride), np.float16)
-    for n, (i, j) in enumerate(of_skip):
-        flows[n] = flow.to_shares(pair_flow(i, j), stride)
-    return flows
+    for n, pixels in enumerate(pair_flow(of_skip)):
+        flows[n] = flow.to_shares(pixels, stride)
+    if of_skip:
+        meta = read_json(case.folder / "meta.json")
+        meta["flow"] |= {str(skip): flow.quality(pair_flow, of_skip)}
+        meta["flow"] = dict(sorted(meta["flow"].items(), key=lambda item: int(item[0])))  # whatever row came first
+        write_json(case.folder / "meta.json", meta)
+    write_array(flow_path(case.folder, skip), flows)
 
 
 def _percent(labels: np.ndarray) -> dict[str, float]:
@@ -277,9 +293,9 @@ def _percent(labels: np.ndarray) -> dict[str, float]:
     return {"background": round(float(share[BACKGROUND]), 3)} | {k: round(float(v), 3) for k, v in percent.items()}
 
 
-def _source(scan: Scan) -> list:
-    stat = scan.path.stat()
-    return [str(scan.path.name), stat.st_size, stat.st_mtime_ns]
+def _source(scan: Scan, experiment: Experiment) -> list:
+    """Return name, size and time of the files that a case is made from, as they lie there now."""
+    return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in source_files(scan, experiment)]
 
 
 def _open(path: Path) -> np.ndarray:

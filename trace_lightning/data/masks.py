@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from trace_lightning.anatomy import totalsegmentator
 from trace_lightning.anatomy.labels import granularity_map
 from trace_lightning.artifacts import Volume, read_labels
 from trace_lightning.config import DataConfig
-from trace_lightning.data.ct_rate import Scan
+from trace_lightning.data.ct_rate import Scan, volume_path
 from trace_lightning.errors import UserError
 
 
@@ -29,7 +30,7 @@ def load_labels(scan: Scan, volume: Volume, data: DataConfig, root: Path) -> np.
     Raises:
         UserError: the mask is absent, damaged, or on another grid than its volume.
     """
-    return SOURCES[data.mask_source](scan, volume, root)
+    return SOURCES[data.mask_source](scan, volume, data, root)
 
 
 def class_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -54,10 +55,23 @@ def read_mask(path: Path, volume: Volume) -> np.ndarray:
     return labels
 
 
-def _phantom(scan: Scan, volume: Volume, root: Path) -> np.ndarray:
-    from trace_lightning.data.phantom.tree import mask_path
+def mask_path(scan: Scan, data: DataConfig, root: Path) -> Path | None:
+    """Return the file that a scan's labels are read from, None for a source that computes them.
 
-    path = mask_path(root, scan.case_id)
+    CT-RATE keeps TotalSegmentator's masks below dataset/ts_seg/ts_total, in the same folders as the volumes.
+    """
+    if data.mask_source == "phantom":
+        from trace_lightning.data.phantom.tree import mask_path as exact_mask_path
+
+        return exact_mask_path(root, scan.case_id)
+    if data.mask_source == "ts_total":
+        dataset = Path(root) / "dataset"
+        return dataset / "ts_seg" / "ts_total" / volume_path(root, scan.case_id).relative_to(dataset)
+    return None
+
+
+def _phantom(scan: Scan, volume: Volume, data: DataConfig, root: Path) -> np.ndarray:
+    path = mask_path(scan, data, root)
     if not path.is_file():
         raise UserError(
             f"{path}: no exact mask of {scan.case_id}; only the built-in phantom writes them, "
@@ -66,10 +80,31 @@ def _phantom(scan: Scan, volume: Volume, root: Path) -> np.ndarray:
     return read_mask(path, volume)
 
 
-def _threshold(scan: Scan, volume: Volume, root: Path) -> np.ndarray:
+def _threshold(scan: Scan, volume: Volume, data: DataConfig, root: Path) -> np.ndarray:
     from trace_lightning.anatomy.threshold import segment
 
     return segment(volume.hu, volume.grid.spacing_mm)
 
 
-SOURCES: dict[str, Callable[[Scan, Volume, Path], np.ndarray]] = {"phantom": _phantom, "threshold": _threshold}
+def _ts_total(scan: Scan, volume: Volume, data: DataConfig, root: Path) -> np.ndarray:
+    path = mask_path(scan, data, root)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no TotalSegmentator mask of {scan.case_id}; download it from CT-RATE (dataset/ts_seg/ts_total; a "
+            "few volumes have none there, such as train_1267_a_4: list them in no_chest_train.txt to leave them out), "
+            "or set data.mask_source=threshold"
+        )
+    labels = read_mask(path, volume)
+    if labels.max() > totalsegmentator.MAX_ID:
+        raise UserError(
+            f"{path}: holds class {labels.max()}; TotalSegmentator's task `total` (version 2) has classes up to "
+            f"{totalsegmentator.MAX_ID}"
+        )
+    return totalsegmentator.vista3d_map()[labels]
+
+
+SOURCES: dict[str, Callable[[Scan, Volume, DataConfig, Path], np.ndarray]] = {
+    "phantom": _phantom,
+    "threshold": _threshold,
+    "ts_total": _ts_total,
+}

@@ -20,7 +20,7 @@ def model_grid(grid: Grid, data: DataConfig) -> Grid:
     `in_plane: resize` keeps the whole field of view; `resample` has voxels of `spacing_mm` about the scan's centre,
     cropped or padded to `size`. Slices are the scan's own, or lie about `spacing_z_mm` apart.
     """
-    along_z = grid.at_spacing((data.spacing_z_mm, None, None))
+    along_z = _own_pixels(grid, data)
     if data.in_plane == "resize":
         return along_z.resized((along_z.shape[0], data.size, data.size))
     return _centred(along_z, data.size, data.spacing_mm)
@@ -31,9 +31,12 @@ def to_model_grid(volume: Volume, data: DataConfig) -> Volume:
 
     The window comes first: padding far below air (-2048 and less) is air before it can bleed into its neighbours.
     """
-    grid = model_grid(volume.grid, data)
-    hu = np.clip(volume.hu, data.hu_min, data.hu_max)
-    return Volume(resample(hu, volume.grid, grid, order=1, fill=data.hu_min), grid)
+    return _windowed(volume, model_grid(volume.grid, data), data)
+
+
+def to_own_pixels(volume: Volume, data: DataConfig) -> Volume:
+    """Return the slices of the model's grid with the scan's own pixels, in the window."""
+    return _windowed(volume, _own_pixels(volume.grid, data), data)
 
 
 def labels_to_model_grid(labels: np.ndarray, grid: Grid, data: DataConfig) -> np.ndarray:
@@ -49,6 +52,16 @@ def hu_to_unit(hu: Array, data: DataConfig) -> Array:
 def unit_to_hu(unit: Array, data: DataConfig) -> Array:
     """Map [-1, 1] to HU in [hu_min, hu_max]; the inverse of `hu_to_unit`."""
     return (unit + 1) * ((data.hu_max - data.hu_min) / 2) + data.hu_min
+
+
+def _own_pixels(grid: Grid, data: DataConfig) -> Grid:
+    """Return a scan's grid with the slices of the model's."""
+    return grid.at_spacing((data.spacing_z_mm, None, None))
+
+
+def _windowed(volume: Volume, grid: Grid, data: DataConfig) -> Volume:
+    hu = np.clip(volume.hu, data.hu_min, data.hu_max)
+    return Volume(resample(hu, volume.grid, grid, order=1, fill=data.hu_min), grid)
 
 
 def _centred(grid: Grid, size: int, spacing_mm: float) -> Grid:

@@ -13,6 +13,7 @@ from trace_lightning.artifacts import digest, write_array
 from trace_lightning.config import TextConfig
 from trace_lightning.errors import UserError
 
+CONTEXT_TOKENS = 77  # of CLIP's text towers, start and end included
 TINY = {"width": 64, "heads": 4, "layers": 2, "output_dim": 64}
 
 
@@ -49,7 +50,7 @@ def describe(config: TextConfig) -> str:
     return f"open_clip text tower {config.architecture}, weights {config.pretrained}"
 
 
-def num_truncated(prompts: Sequence[str], context_length: int = 77) -> int:
+def num_truncated(prompts: Sequence[str], context_length: int = CONTEXT_TOKENS) -> int:
     """Return how many prompts are longer than the tower's context; open_clip cuts them and keeps the end token."""
     import open_clip
 

@@ -61,6 +61,34 @@ def test_flow_is_kept_for_training_pairs_only(experiment, quiet):
     assert not any(path.name.startswith("flow") for case in prepared.cases("test") for path in case.folder.iterdir())
 
 
+def test_the_flow_of_each_skip_has_a_quality(experiment, quiet):
+    prepared = cache.prepare(experiment, quiet)
+    for case in prepared.cases("train"):
+        quality = case.meta["flow"]
+        assert list(quality) == ["1", "2", "4"]
+        assert [of_skip["pairs_checked"] for of_skip in quality.values()] == [8, 5, 2]
+        assert all(0 < of_skip["error_pixels"] < 1 for of_skip in quality.values())
+        assert all(80 < of_skip["consistent_percent"] <= 100 for of_skip in quality.values())
+    assert all(case.meta["flow"] == {} for case in prepared.cases("test"))
+
+
+def test_a_flow_without_quality_is_never_left(fresh, quiet, monkeypatch):
+    """Stopped between the two files of a skip: the flow is what comes last."""
+    write = cache.write_array
+
+    def stop_at_flow(path, array):
+        if path.name.startswith("flow"):
+            raise KeyboardInterrupt
+        write(path, array)
+
+    monkeypatch.setattr(cache, "write_array", stop_at_flow)
+    with pytest.raises(KeyboardInterrupt):
+        cache.prepare(fresh, quiet)
+    monkeypatch.undo()
+    for case in cache.prepare(fresh, quiet).cases("train"):
+        assert list(case.meta["flow"]) == ["1", "2", "4"]
+
+
 def test_a_second_prepare_does_nothing(experiment, quiet):
     prepared = cache.prepare(experiment, quiet)
     before = files_of(prepared.folder)
@@ -85,7 +113,8 @@ def test_other_skips_patients_and_rows_share_the_arrays(fresh, quiet):
     before = files_of(folder)
     assert cache.prepare(fresh, quiet).folder == folder
     after = files_of(folder)
-    assert before.items() <= after.items()
+    changed = {name for name, time_ns in before.items() if after[name] != time_ns}
+    assert {name.split("/")[1] for name in changed} <= {"meta.json"}  # gains the quality of the new flow
     assert any(name.endswith("flow_4.npy") for name in after.keys() - before.keys())
 
 
@@ -93,10 +122,12 @@ def test_the_digest_names_what_the_arrays_depend_on(experiment, full_tree, tmp_p
     same = {
         "num_train_patients": 1, "train_fraction": 0.5, "num_val_patients": 0, "num_test_patients": 1, "split_seed": 3,
         "reconstructions": "all", "skips": [3], "num_workers": 2, "min_slices": 2, "spacing_mm": 9.0,
+        "flow_model": "raft_small", "flow_weights": "x.pth",
     }  # fmt: skip
     other = {
         "root": str(tmp_path), "mask_source": "phantom", "size": 64, "in_plane": "resample", "spacing_z_mm": 2.0,
         "hu_min": -900.0, "hu_max": 600.0, "flow_source": "phantom", "flow_stride": 2,
+        "flow_resolution": "original",
     }  # fmt: skip
     assert {"phantom", *same, *other} == set(vars(experiment.data))  # a new key has to be put on a side
 

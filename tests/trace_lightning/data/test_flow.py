@@ -1,6 +1,7 @@
 import time
 
 import cv2
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -8,20 +9,24 @@ from scipy import ndimage
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.config import DataConfig
 from trace_lightning.data.ct_rate import Scan
-from trace_lightning.data.flow import dis_flow, image_flow, mask_flow, to_shares, volume_mask_flow
+from trace_lightning.data.flow import (
+    dis_flow,
+    identity,
+    image_flow,
+    mask_flow,
+    quality,
+    to_pixels_of,
+    to_shares,
+    volume_mask_flow,
+    warp,
+)
+from trace_lightning.data.preprocess import model_grid
 from trace_lightning.errors import UserError
 
 
 def texture(size: int, seed: int = 0) -> np.ndarray:
     image = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(size, size)), size / 40, mode="wrap")
     return np.interp(image, (image.min(), image.max()), (0, 255)).astype(np.uint8)
-
-
-def warp(image: np.ndarray, flow_pixels: np.ndarray) -> np.ndarray:
-    """Return image(p + f(p))."""
-    height, width = image.shape
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    return cv2.remap(image, x + flow_pixels[0], y + flow_pixels[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def ellipses(size: int, scale: float) -> np.ndarray:
@@ -116,5 +121,78 @@ def test_only_the_phantom_has_exact_motion(tmp_path):
 def test_image_flow_is_that_between_windowed_slices(tmp_path):
     scan = Scan("train_1_a_1", "train_1", "train", tmp_path / "x.nii.gz", None, None, None)
     hu = np.interp(np.stack([texture(64), np.roll(texture(64), 2, axis=1)]), (0, 255), (-1000, 1000)).astype(np.int16)
-    pixels = image_flow(scan, hu, Grid(hu.shape, np.eye(4)), DataConfig(flow_source="dis"), tmp_path)(0, 1)
+    (pixels,) = image_flow(scan, hu, Grid(hu.shape, np.eye(4)), DataConfig(flow_source="dis"), tmp_path)([(0, 1)])
     np.testing.assert_allclose(np.median(pixels, axis=(1, 2)), [2, 0], atol=0.1)
+
+
+def test_warping_is_opencvs():
+    image, flow = texture(64), np.random.default_rng(1).normal(0, 2, (2, 64, 64)).astype(np.float32)
+    y, x = np.mgrid[:64, :64].astype(np.float32)
+    border = {"borderMode": cv2.BORDER_REPLICATE}
+    expected = cv2.remap(image.astype(np.float32), x + flow[0], y + flow[1], cv2.INTER_LINEAR, **border)
+    np.testing.assert_allclose(warp(image.astype(np.float32), flow), expected, atol=6)  # OpenCV counts in 1/32 pixel
+    assert np.abs(warp(image.astype(np.float32), flow) - expected).mean() < 0.3
+
+
+def test_quality_tells_flows_that_undo_each_other_from_others():
+    there = np.stack([np.full((32, 32), 2.0), np.full((32, 32), -1.0)]).astype(np.float32)
+
+    def moves(back):
+        return lambda pairs: (there if i < j else back for i, j in pairs)
+
+    every = [(i, i + 1) for i in range(20)]
+    assert quality(moves(-there), every) == {"pairs_checked": 8, "error_pixels": 0.0, "consistent_percent": 100.0}
+    assert quality(moves(there), every[:3]) == {
+        "pairs_checked": 3, "error_pixels": pytest.approx(2 * 5**0.5, abs=1e-3), "consistent_percent": 0.0,
+    }  # fmt: skip
+    half = -there.copy()
+    half[:, :16] *= -1
+    assert 40 < quality(moves(half), every)["consistent_percent"] < 60
+
+
+@pytest.fixture
+def fine_scan(tmp_path):
+    """A scan of 128 x 128 pixels of 2 mm whose slices move by (+4, -2) pixels each."""
+    first = np.interp(texture(128), (0, 255), (-1000, 1000))
+    hu = np.stack([np.roll(first, (-2 * n, 4 * n), axis=(0, 1)) for n in range(4)])
+    affine = np.array([[-2.0, 0, 0, 100], [0, -2.0, 0, 120], [0, 0, 3.0, -50], [0, 0, 0, 1]])
+    path = tmp_path / "x.nii.gz"
+    nib.save(nib.Nifti1Image(np.transpose(hu, (2, 1, 0)).astype(np.float32), affine), path)
+    return Scan("train_1_a_1", "train_1", "train", path, None, None, None), Grid(hu.shape, affine)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [({"size": 32}, (1, -0.5)), ({"size": 64, "in_plane": "resample", "spacing_mm": 1.0}, (8, -4)), ({}, (8, -4))],
+    ids=["coarser", "cropped", "finer"],
+)
+def test_flow_at_the_original_resolution_is_in_the_models_pixels(fine_scan, keys, expected, tmp_path):
+    scan, own = fine_scan
+    data = DataConfig(flow_resolution="original", **keys)
+    grid = model_grid(own, data)
+    nothing = np.zeros(grid.shape, np.int16)  # the model's own slices are not looked at
+    (flow,) = image_flow(scan, nothing, grid, data, tmp_path)([(0, 1)])
+    assert flow.shape == (2, *grid.shape[1:])
+    np.testing.assert_allclose(np.median(flow, axis=(1, 2)), expected, rtol=0.05)
+
+
+def test_flow_is_carried_to_where_it_belongs():
+    own = Grid((2, 40, 60), np.array([[-2.0, 0, 0, 10], [0, -2.0, 0, 20], [0, 0, 3.0, 0], [0, 0, 0, 1]]))
+    y, x = np.mgrid[:40, :60].astype(np.float32)
+    flow = np.stack([0.1 * x, 0.2 * y])
+    grid = own.resized((2, 20, 20))  # half as many pixels down, a third across
+    at_y, at_x = np.mgrid[:20, :20]
+    carried = to_pixels_of(grid, flow, own)[:, 2:-2, 2:-2]
+    expected = np.stack([0.1 * (3 * at_x + 1) / 3, 0.2 * (2 * at_y + 0.5) / 2])[:, 2:-2, 2:-2]
+    np.testing.assert_allclose(carried, expected, atol=1e-4)
+    moved = Grid(own.shape, own.affine + np.array([[0, 0, 0, -1000.0], [0] * 4, [0] * 4, [0] * 4]))
+    assert not to_pixels_of(moved, flow, own).any()  # outside the field of view
+    assert to_pixels_of(own, flow, own) is flow
+
+
+def test_the_identity_leaves_out_what_a_source_does_not_read():
+    assert identity(DataConfig(flow_source="phantom")) == identity(
+        DataConfig(flow_source="phantom", flow_resolution="original", flow_model="raft_small")
+    )
+    assert identity(DataConfig()) == identity(DataConfig(flow_model="raft_small"))
+    assert identity(DataConfig()) != identity(DataConfig(flow_resolution="original"))

@@ -4,11 +4,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from trace_lightning.anatomy import labels as vista3d
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.anatomy.labels import BONE, LUNG
-from trace_lightning.artifacts import Volume
+from trace_lightning.artifacts import Volume, read_volume
 from trace_lightning.config import DataConfig
-from trace_lightning.data.ct_rate import Scan
+from trace_lightning.data import cache
+from trace_lightning.data.ct_rate import Scan, volume_path
 from trace_lightning.data.masks import class_map, load_labels, read_mask
 from trace_lightning.errors import UserError
 
@@ -63,3 +65,83 @@ def test_class_maps():
     assert fine[0, 0] == 0
     assert len(set(fine[0].tolist())) == 5
     assert fine.max() == 127
+
+
+@pytest.fixture
+def total(volume, tmp_path):
+    """A scan with a TotalSegmentator mask where CT-RATE has it: liver, a rib, a lobe."""
+    labels = np.zeros(volume.hu.shape, np.uint8)
+    labels[0], labels[1], labels[2] = 5, 104, 12
+    folder = tmp_path / "dataset" / "ts_seg" / "ts_total" / "train_fixed" / "train_1741" / "train_1741_b"
+    folder.mkdir(parents=True)
+    path = tmp_path / "dataset" / "train_fixed" / "train_1741" / "train_1741_b" / "train_1741_b_2.nii.gz"
+    scan = Scan("train_1741_b_2", "train_1741", "train", path, None, None, None)
+    return scan, save(folder / "train_1741_b_2.nii.gz", labels), labels
+
+
+def test_total_segmentators_masks_become_vista3d_ids(total, volume, tmp_path):
+    scan, _, _ = total
+    labels = load_labels(scan, volume, DataConfig(mask_source="ts_total"), tmp_path)
+    assert [set(np.unique(labels[n])) for n in range(4)] == [{1}, {75}, {30}, {0}]
+    assert labels.dtype == np.uint8
+    assert class_map(labels[:3, 0, 0], 3).tolist() == [2, 2, 1]
+
+
+def test_a_missing_or_foreign_total_segmentator_mask_is_named(total, volume, tmp_path):
+    scan, path, labels = total
+    data = DataConfig(mask_source="ts_total")
+    save(path, np.where(labels == 5, 130, labels).astype(np.uint8))
+    with pytest.raises(UserError, match=f"{path}: holds class 130; .* up to 117"):
+        load_labels(scan, volume, data, tmp_path)
+    save(path, labels[:5])
+    with pytest.raises(UserError, match=r"mask has shape \(5, 40, 40\)"):
+        load_labels(scan, volume, data, tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path}: no TotalSegmentator mask of train_1741_b_2; .*mask_source=threshold"):
+        load_labels(scan, volume, data, tmp_path)
+
+
+def test_masks_are_prepared_again_when_they_change(tree, make_experiment, make_chest, quiet, tmp_path):
+    for name in ("train_1_a_1", "valid_1_a_1"):
+        tree.add(name, make_chest())
+    experiment = make_experiment(tree.write_tables().root, tmp_path / "cache")
+    experiment.data.mask_source = "ts_total"
+    experiment.data.num_train_patients, experiment.data.num_val_patients, experiment.data.num_test_patients = 1, 0, 1
+    paths = {}
+    for name in ("train_1_a_1", "valid_1_a_1"):
+        dataset = tree.root / "dataset"
+        paths[name] = dataset / "ts_seg" / "ts_total" / tree.path(name).relative_to(dataset)
+        paths[name].parent.mkdir(parents=True)
+        save(paths[name], np.full((12, 40, 40), 5, np.uint8))
+    folder = cache.prepare(experiment, quiet).folder
+    assert set(np.unique(np.load(folder / "train_1_a_1" / "labels.npy"))) == {1}
+    assert cache.is_prepared(experiment)
+    save(paths["train_1_a_1"], np.full((12, 40, 40), 1, np.uint8))
+    assert not cache.is_prepared(experiment)
+    cache.prepare(experiment, quiet)
+    assert set(np.unique(np.load(folder / "train_1_a_1" / "labels.npy"))) == {3}
+    paths["train_1_a_1"].unlink()
+    with pytest.raises(UserError, match="no TotalSegmentator mask of train_1_a_1"):
+        cache.prepare(experiment, quiet)
+
+
+@pytest.mark.real_ct
+def test_real_total_segmentator_labels_lie_on_their_organs(real_ct):
+    """An abdomen: liver to the right, spleen to the left and behind, kidneys behind, L5 below T12, bone dense."""
+    volume = read_volume(volume_path(real_ct, "train_4_a_1"))
+    scan = Scan("train_4_a_1", "train_4", "train", volume_path(real_ct, "train_4_a_1"), None, None, None)
+    found = load_labels(scan, volume, DataConfig(mask_source="ts_total"), real_ct)
+    ids = {name: number for number, name in vista3d.names().items()}
+    centre = {
+        name: np.argwhere(found == number).mean(axis=0) for name, number in ids.items() if (found == number).any()
+    }
+    hu = {name: np.median(volume.hu[found == ids[name]]) for name in centre}
+    assert centre["liver"][2] < centre["stomach"][2] < centre["spleen"][2]  # W runs to the patient's left
+    assert centre["right kidney"][2] < centre["aorta"][2] < centre["left kidney"][2]
+    assert centre["liver"][1] < centre["right kidney"][1]  # H runs to the back
+    assert centre["bladder"][0] < centre["vertebrae L5"][0] < centre["vertebrae T12"][0] < centre["vertebrae T11"][0]
+    assert centre["right hip"][2] < centre["sacrum"][2] < centre["left hip"][2]
+    assert centre["left rib 9"][2] > 60 > centre["right rib 9"][2]
+    assert all(0 < hu[name] < 80 for name in ("liver", "spleen", "right kidney", "aorta", "left iliopsoas"))
+    assert all(hu[name] < -700 for name in centre if "lung" in name)
+    assert all(hu[name] > 80 for name in centre if ids[name] in vista3d.group_ids("bone"))
