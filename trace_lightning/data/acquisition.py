@@ -104,7 +104,8 @@ def check_geometry(
     if np.allclose(found, listed, rtol=5e-3, atol=0.01):
         return None
     if version == "v2" and blank:
-        return refused("blank_header", f"voxels of 1 mm in the header, {_mm(listed)} mm in the table", mendable=True)
+        text = f"voxels of 1 mm in the header, {_mm(listed)} mm in the table"
+        return refused("blank_header", text, mendable=acquisition.affine() is not None)
     return refused("spacing_disagrees", f"voxels of {_mm(found)} mm in the header, {_mm(listed)} mm in the table")
 
 

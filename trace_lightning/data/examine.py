@@ -43,18 +43,19 @@ def examine(
         return Examined(refused("no_geometry", "the header of a v1 file is blank, and the table is silent too"), None)
     stored = read_stored(path, listed_affine if version == "v1" else None)
     objection = check_geometry(version, stored.grid, stored.header_affine, acquisition)
-    mended = objection is not None and objection.mendable and repair and listed_affine is not None
-    if mended:
+    mended = objection if objection is not None and objection.mendable and repair else None
+    if mended is not None:
         stored = read_stored(path, listed_affine)
-    elif objection is not None:
+        objection = check_geometry("v1", stored.grid, stored.header_affine, acquisition)
+    if objection is not None:
         return Examined(objection, None)
     if stored.grid.shape[0] < min_slices:
         return Examined(refused("too_few_slices", f"{stored.grid.shape[0]} slices, below {min_slices}"), None)
     decision = decide(stored.array, version, acquisition.rescale, repair)
     if decision.state == "refused":
         return Examined(decision, None)
-    if mended:
-        decision = replace(decision, reason=objection.reason, text=f"{objection.text}: mended", mendable=True)
+    if mended is not None:
+        decision = replace(decision, reason=mended.reason, text=f"{mended.text}: mended", mendable=True)
     hu = np.array(stored.array, np.float32, order="C")
     hu *= decision.rescale.slope
     hu += decision.rescale.intercept
