@@ -7,8 +7,8 @@ agree with the one that holds. What no hypothesis explains is refused: nothing i
 The minimum of a volume says nothing: outside the round field of view scanners write -1024, -2048, -3024 or the raw
 zero. Such constant padding is taken off the low end first.
 
-What cannot be seen here: an offset below `RESOLUTION_HU`, or a slope within 10 % of 1, which moves no peak out of its
-window.
+What cannot be seen here, since it moves no peak out of its window: an offset below `RESOLUTION_HU`; a slope within
+10 % of 1, or within 25 % where the field of view lies inside the body and shows no air about it.
 """
 
 from __future__ import annotations
@@ -46,18 +46,17 @@ REFUSALS = {
     "not_listed": "a row in the metadata table",
 }
 
-RESOLUTION_HU = 80.0  # at soft tissue; patients differ by as much
-AIR_HU = (
-    -1060.0,
-    -920.0,
-)  # of the low mode, if there is air about the patient (emphysema, clothing: up to -938)
+RESOLUTION_HU = 60.0  # at soft tissue; patients differ by as much
+AIR_HU = (-1060.0, -920.0)  # of the low mode if there is air about the patient (emphysema, clothing: up to -938)
 LUNG_HU = (-920.0, -650.0)  # where it lies if the field of view is inside the body
 AERATED_HU = (-940.0, -500.0)
 SOFT_HU = (0.0, 100.0)  # mode of muscle, organs and blood
-ABOVE_SOFT_HU = (100.0, 300.0)  # contrast medium is here, but less of it than of muscle
-RANGE_HU = (-1100.0, 1600.0)
-MIN_AERATED, MIN_SOFT, MAX_BELOW, MAX_ABOVE = 0.03, 0.10, 0.02, 0.05  # shares of the voxels that are not padding
+NOT_SOFT_HU = ((-80.0, 0.0), (100.0, 300.0))  # fat is below these, and of contrast medium there is less than of muscle
+RANGE_HU = (-1250.0, 1600.0)  # air with the noise of thin slices, metal
+MIN_AERATED, MIN_SOFT, MAX_ABOVE = 0.03, 0.10, 0.05  # shares of the voxels that are not padding
+LOWEST_SHARE = 2e-3  # gas in the airways is more
 SMOOTHING_HU = 12.0  # sigma on the histogram: below the width of any peak, above the combs of rounding
+MIN_STORED_HU = -1024.0
 PADDING_SHARE, PADDING_CONTRAST = 1e-3, 4.0  # of all voxels; against each of the next values
 MAX_PADDINGS = 3
 ZERO_SHARE = 0.01
@@ -217,20 +216,20 @@ def evidence(histogram: Histogram, rescale: Rescale) -> Evidence:
 
     low, _ = mode(RANGE_HU[0] - 100, LUNG_HU[1])
     soft, height = mode(*SOFT_HU)
-    _, above = mode(*ABOVE_SOFT_HU)
+    beside = max(mode(*window)[1] for window in NOT_SOFT_HU)
     padding_hu = [value * rescale.slope + rescale.intercept for value in histogram.padding]
     air = low is not None and AIR_HU[0] <= low <= AIR_HU[1]
     # Without air about the patient: the lung is the low mode, and the airways still reach down to air.
-    lowest = float(hu[np.searchsorted(np.cumsum(histogram.counts), 2e-3 * total)])
+    lowest = float(hu[np.searchsorted(np.cumsum(histogram.counts), LOWEST_SHARE * total)])
     inside_body = low is not None and LUNG_HU[0] <= low <= LUNG_HU[1]
-    inside_body &= -1150 <= lowest <= -950 or any(-1030 <= value <= -990 for value in padding_hu)
+    inside_body &= lowest <= -950 or any(-1030 <= value <= -990 for value in padding_hu)
     holds = (
         (air or inside_body)
+        and lowest >= RANGE_HU[0]
         and soft is not None
-        and above < height / 2
+        and beside < height / 2
         and share(*AERATED_HU) >= MIN_AERATED
         and share(-200, 200) >= MIN_SOFT
-        and share(-np.inf, RANGE_HU[0]) <= MAX_BELOW
         and share(RANGE_HU[1], np.inf) <= MAX_ABOVE
     )
     return Evidence(low, soft, bool(holds))
@@ -251,7 +250,7 @@ def _scale(histogram: Histogram, version: Version, listed: Rescale | None) -> De
     if as_hu.holds and not raw_first:
         if version == "v1" and listed != IDENTITY:
             return refused("hu_in_v1", f"{peaks} HU: already HU, but the folder holds raw values (v1)", IDENTITY)
-        padding = [value for value in histogram.padding if value < RANGE_HU[0]]
+        padding = [value for value in histogram.padding if value < MIN_STORED_HU]
         if padding:
             return Decision("hu", "padding", f"{peaks} HU; padding at {padding[0]:g} is no measurement")
         return Decision("hu", "ok", f"{peaks} HU")

@@ -147,7 +147,7 @@ def test_damage_at_random_never_gives_a_wrong_scale_in_silence(damage):
         return (true_hu * damage["slope"] + damage["offset"]) * decision.rescale.slope + decision.rescale.intercept
 
     assert abs(read(SOFT_HU) - SOFT_HU) <= RESOLUTION_HU
-    assert abs(read(-1000) + 1000) <= 1.5 * RESOLUTION_HU
+    assert abs(read(-1000) + 1000) <= RESOLUTION_HU + 0.25 * 1000
     if not damage["repair"] and damage["listed"] is not None:
         assert decision.rescale == (damage["listed"] if decision.state == "raw" else IDENTITY)
 
@@ -159,3 +159,17 @@ def test_ordinary_variety_is_no_damage(number):
     noisy = hu + np.random.default_rng(0).normal(0, 40, hu.shape)
     for array in (noisy, noisy.astype(np.float32), hu.clip(-1000, 1000), hu.clip(-1024, 600), hu[4:-4, 4:-4, 4:-4]):
         assert verdict(array, "v2", AT_1024) == ("hu", "ok")
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+@pytest.mark.parametrize(
+    ("inside", "percent"), [(np.s_[:, :, :], 10), (np.s_[4:-4, 10:-10, 10:-10], 25)], ids=["whole", "cropped"]
+)
+def test_how_finely_the_scale_is_known(number, inside, percent):
+    hu = phantom(number)[inside]
+    offsets = [n for n in range(-400, 401, 20) if decide(hu + n, "v2", AT_1024).state != "refused"]
+    slopes = [n / 50 for n in range(25, 101) if decide(np.rint(hu * (n / 50)), "v2", AT_1024).state != "refused"]
+    assert 0 in offsets
+    assert max(map(abs, offsets)) <= RESOLUTION_HU
+    assert 1 in slopes
+    assert max(abs(slope - 1) * 100 for slope in slopes) <= percent
