@@ -51,7 +51,7 @@ AIR_HU = (-1060.0, -920.0)  # of the low mode if there is air about the patient 
 LUNG_HU = (-920.0, -650.0)  # where it lies if the field of view is inside the body
 AERATED_HU = (-940.0, -500.0)
 SOFT_HU = (0.0, 100.0)  # mode of muscle, organs and blood
-NOT_SOFT_HU = ((-80.0, 0.0), (100.0, 300.0))  # fat is below these, and of contrast medium there is less than of muscle
+NOT_SOFT_HU = ((-65.0, 0.0), (100.0, 300.0))  # fat is below these, and of contrast medium there is less than of muscle
 RANGE_HU = (-1250.0, 1600.0)  # air with the noise of thin slices, metal
 MIN_AERATED, MIN_SOFT, MAX_ABOVE = 0.03, 0.10, 0.05  # shares of the voxels that are not padding
 LOWEST_SHARE = 2e-3  # gas in the airways is more
@@ -112,7 +112,7 @@ class Histogram:
         counts: (N,) float64.
         padding: the constants that were taken off, lowest first.
         not_finite: number of voxels that are NaN or infinite.
-        zero_filled: whether many voxels are exactly 0 though lower values occur.
+        zero_filled: whether many voxels were exactly 0 though lower values occur; taken off too.
     """
 
     values: np.ndarray
@@ -188,6 +188,8 @@ def histogram_of(array: np.ndarray) -> Histogram | Decision:
     zero = int(-values[0])
     beside = counts[max(0, zero - 8) : zero + 9] if 0 < zero < len(counts) else np.zeros(0)
     zero_filled = bool(beside.size and counts[zero] >= ZERO_SHARE * total and counts[zero] > beside.sum() / 2)
+    if zero_filled:
+        counts[zero] = 0
     return Histogram(values, counts, tuple(padding), not_finite, zero_filled)
 
 
