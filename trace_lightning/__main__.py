@@ -1,14 +1,17 @@
-"""python -m trace_lightning: make the phantom; generate a CT from a mask and a report."""
+"""python -m trace_lightning: make the phantom; examine a CT-RATE tree; generate a CT from a mask and a report."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from trace_lightning.config import DataConfig
 from trace_lightning.errors import UserError, run_command
 
 EXAMPLES = """examples:
   python -m trace_lightning phantom data/phantom --patients 20 --seed 0
+  python -m trace_lightning doctor /data/CT-RATE --csv doctor.csv --jobs 8
   python -m trace_lightning generate --run runs/phantom/ours/seed0 --mask mask.nii.gz \\
       --prompt "54 years old male: Consolidation in the right lower lobe." --out ct.nii.gz
 
@@ -38,6 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--spacing-z-mm", type=float, nargs="+", default=[0.75, 1.5, 3.0], help="one is drawn per patient"
     )
     phantom.set_defaults(run=_phantom)
+
+    doctor = commands.add_parser("doctor", help="examine every volume of a CT-RATE tree: in HU, raw, or not usable")
+    doctor.add_argument("root", type=Path, metavar="ROOT", help="folder that holds CT-RATE's dataset/")
+    doctor.add_argument("--csv", type=Path, default=Path("doctor.csv"), help="a line a volume; repeat to continue it")
+    doctor.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    doctor.add_argument("--version", choices=["auto", "v1", "v2"], default="auto", help="as data.version")
+    doctor.add_argument("--min-slices", type=int, default=DataConfig.min_slices, help="as data.min_slices")
+    doctor.add_argument("--repair", action="store_true", help="as data.repair: mend what the evidence explains")
+    doctor.set_defaults(run=_doctor)
 
     generate = commands.add_parser("generate", help="generate a CT volume from a mask and a report")
     generate.add_argument("--run", dest="run_folder", type=Path, required=True, help="runs/PROFILE/EXPERIMENT/seedK")
@@ -80,6 +92,19 @@ def _phantom(options: argparse.Namespace) -> int:
         write_tree(options.out, config, progress)
     print(f"wrote {options.patients} + {options.valid_patients} patients to {options.out / 'dataset'}")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from trace_lightning.data.doctor import Settings, examine_tree, summary
+
+    if options.jobs < 1:
+        raise UserError("--jobs is at least 1")
+    settings = Settings(str(options.root.resolve()), options.version, options.min_slices, options.repair)
+    with _bar("volumes") as progress:
+        findings, absent = examine_tree(settings, options.csv, options.jobs, progress)
+    print(summary(findings, absent))
+    print(f"a line a volume: {options.csv}")
+    return int(any(finding.state == "refused" for finding in findings))
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -113,12 +113,12 @@ def read_volume(path: Path) -> Volume:
     Raises:
         UserError: absent, truncated, not 3-D, or not finite.
     """
-    array, grid = _read(path)
-    hu = np.ascontiguousarray(array, np.float32)
+    stored = read_stored(path)
+    hu = np.ascontiguousarray(stored.array, np.float32)
     if not np.isfinite(hu).all():
         bad = int((~np.isfinite(hu)).sum())
         raise UserError(f"{path}: {bad} voxels are NaN or infinite; a CT volume in HU has finite values everywhere")
-    return Volume(hu, grid)
+    return Volume(hu, stored.grid)
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, Grid]:
@@ -127,16 +127,41 @@ def read_labels(path: Path) -> tuple[np.ndarray, Grid]:
     Raises:
         UserError: absent, truncated, not 3-D, or holding anything but whole numbers from 0 to 255.
     """
-    array, grid = _read(path)
+    stored = read_stored(path)
+    array = stored.array
     labels = np.rint(array)
     if not np.array_equal(labels, array) or labels.min() < 0 or labels.max() > 255:
         raise UserError(
             f"{path}: a mask holds class ids, whole numbers from 0 to 255; found {array.min()}..{array.max()}"
         )
-    return np.ascontiguousarray(labels, np.uint8), grid
+    return np.ascontiguousarray(labels, np.uint8), stored.grid
 
 
-def _read(path: Path) -> tuple[np.ndarray, Grid]:
+@dataclass(frozen=True)
+class Stored:
+    """What a NIfTI file holds, its numbers untouched.
+
+    Attributes:
+        array: (D, H, W) stored values (the header's own scaling applied), canonical orientation.
+        grid: where the voxels lie.
+        header_affine: 4x4 as written in the file, in the file's axis order.
+    """
+
+    array: np.ndarray
+    grid: Grid
+    header_affine: np.ndarray
+
+
+def read_stored(path: Path, affine: np.ndarray | None = None) -> Stored:
+    """Read a NIfTI volume into canonical orientation without saying what its numbers mean.
+
+    Args:
+        path: NIfTI file.
+        affine: 4x4, in place of the header's where that is known to be blank.
+
+    Raises:
+        UserError: absent, truncated, or not 3-D.
+    """
     import nibabel as nib
     from nibabel.wrapstruct import WrapStructError
 
@@ -149,11 +174,12 @@ def _read(path: Path) -> tuple[np.ndarray, Grid]:
         image = nib.Nifti1Image.from_bytes(gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw)
         if image.ndim != 3:
             raise UserError(f"{path}: a volume has 3 axes, this file has {image.ndim} (shape {image.shape})")
+        header_affine = np.asarray(image.affine, np.float64)
+        affine = header_affine if affine is None else affine
         to_canonical = nib.orientations.ornt_transform(
-            nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
+            nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
         )
-        image = image.as_reoriented(to_canonical)
-        data = np.asanyarray(image.dataobj)
+        data = nib.orientations.apply_orientation(np.asanyarray(image.dataobj), to_canonical)
     except UserError:
         raise
     except (
@@ -167,7 +193,8 @@ def _read(path: Path) -> tuple[np.ndarray, Grid]:
     ) as error:
         raise UserError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated") from None
     array = np.transpose(data, (2, 1, 0))
-    return array, Grid(array.shape, np.asarray(image.affine, np.float64))
+    canonical = affine @ nib.orientations.inv_ornt_aff(to_canonical, image.shape)
+    return Stored(array, Grid(array.shape, canonical), header_affine)
 
 
 def write_volume(path: Path, volume: Volume, provenance: dict | None = None) -> None:

@@ -39,6 +39,8 @@ class DataConfig:
     num_test_patients: int = 50  # of the valid split
     split_seed: int = 0
     reconstructions: Literal["first", "all"] = "first"  # volumes of a patient that are used
+    version: Literal["auto", "v1", "v2"] = "auto"  # of CT-RATE's files: raw (v1), HU (v2), v2 where it lies on disk
+    repair: bool = False  # mend volumes whose contents explain what their folder or table says wrongly
     mask_source: Literal["phantom", "threshold", "ts_total"] = "phantom"
     size: int = 256  # pixels along each in-plane axis of the model's grid
     in_plane: Literal["resize", "resample"] = "resize"  # whole field of view, or a fixed spacing cropped/padded to size

@@ -29,7 +29,6 @@ from trace_lightning.artifacts import (
     atomic_path,
     digest,
     read_json,
-    read_volume,
     sweep_temporary,
     write_array,
     write_json,
@@ -129,6 +128,7 @@ def volumes_folder(experiment: Experiment) -> Path:
     identity = {
         "format": FORMAT,
         "root": str(data_root(experiment).resolve()) if data.root is not None else data_root(experiment).name,
+        "reading": [data.version, data.repair],
         "grid": [data.size, data.in_plane, data.spacing_mm if data.in_plane == "resample" else None, data.spacing_z_mm],
         "window": [data.hu_min, data.hu_max],
         "mask_source": data.mask_source,
@@ -152,7 +152,9 @@ def prepare(experiment: Experiment, progress: Progress) -> Prepared:
     root = data_root(experiment)
     if experiment.data.root is None:
         _write_phantom(root, experiment.data.phantom, progress)
-    prepared = Prepared(volumes_folder(experiment), ct_rate.split(ct_rate.read_index(root), experiment.data))
+    prepared = Prepared(
+        volumes_folder(experiment), ct_rate.split(ct_rate.read_index(root, experiment.data.version), experiment.data)
+    )
     skips = experiment.data.skips if experiment.model.flow else []
     work = [(scan, skips) for scan in prepared.split.train + prepared.split.val]
     work += [(scan, []) for scan in prepared.split.test]
@@ -172,7 +174,10 @@ def is_prepared(experiment: Experiment) -> bool:
     root = data_root(experiment)
     if not (root / "dataset").is_dir():
         return False
-    folder, split = volumes_folder(experiment), ct_rate.split(ct_rate.read_index(root), experiment.data)
+    folder, split = (
+        volumes_folder(experiment),
+        ct_rate.split(ct_rate.read_index(root, experiment.data.version), experiment.data),
+    )
     skips = experiment.data.skips if experiment.model.flow else []
     work = [(scan, skips) for scan in split.train + split.val] + [(scan, []) for scan in split.test]
     return all(_is_done(folder, scan, of_scan, experiment) for scan, of_scan in work)
@@ -184,7 +189,7 @@ def open_prepared(experiment: Experiment) -> Prepared:
     Raises:
         UserError: a case is not prepared.
     """
-    split = ct_rate.split(ct_rate.read_index(data_root(experiment)), experiment.data)
+    split = ct_rate.split(ct_rate.read_index(data_root(experiment), experiment.data.version), experiment.data)
     prepared = Prepared(volumes_folder(experiment), split)
     for scan in split.scans:
         if not (prepared.folder / scan.case_id / "meta.json").is_file():
@@ -204,7 +209,8 @@ def test_cases(experiment: Experiment) -> list[Case]:
 
 def reference_volume(experiment: Experiment, case_id: str) -> Volume:
     """Return the real volume of a case in HU on its own grid, canonical: what a generated one is scored against."""
-    return read_volume(ct_rate.volume_path(data_root(experiment), case_id))
+    index = ct_rate.read_index(data_root(experiment), experiment.data.version)
+    return ct_rate.read_scan(ct_rate.find_scan(index, case_id), experiment.data.repair)
 
 
 def source_files(scan: Scan, experiment: Experiment) -> list[Path]:
@@ -250,7 +256,7 @@ def _prepare_case(volumes: Path, scan: Scan, skips: list[int], experiment: Exper
 
 def _write_case(folder: Path, scan: Scan, experiment: Experiment) -> None:
     data = experiment.data
-    volume = ct_rate.read_scan(scan)
+    volume = ct_rate.read_scan(scan, data.repair)
     labels = masks.load_labels(scan, volume, data, data_root(experiment))
     image = preprocess.to_model_grid(volume, data)
     if image.grid.shape[0] < data.min_slices:

@@ -1,7 +1,8 @@
 """CT-RATE's tables and folders: which volumes there are, whose they are, and which patients are trained and tested on.
 
-Read here: version 2 (`train_fixed`, `valid_fixed`), whose files hold HU and true geometry. CT-RATE names its valid
-split "valid" in folders and volume names, "validation" in its tables.
+Version 2 (`train_fixed`, `valid_fixed`) holds HU and true geometry, version 1 (`train`, `valid`) raw values under blank
+headers, to be read with the metadata table. CT-RATE names its valid split "valid" in folders and volume names,
+"validation" in its tables.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import csv
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from trace_lightning.artifacts import Volume, case_id_of, read_volume
+from trace_lightning.artifacts import Volume, case_id_of
 from trace_lightning.config import DataConfig
-from trace_lightning.data import reports
+from trace_lightning.data import acquisition, reports
+from trace_lightning.data.acquisition import Acquisition
+from trace_lightning.data.examine import examine
+from trace_lightning.data.state import REFUSALS, Version
 from trace_lightning.errors import NotEnoughPatients, UserError
 
 SplitName = Literal["train", "valid"]
+Wanted = Literal["auto", "v1", "v2"]
 TABLE_PREFIX: dict[SplitName, str] = {"train": "train", "valid": "validation"}
 METADATA_COLUMNS = ("VolumeName", "PatientSex", "PatientAge", "NumberofSlices")
 REPORT_COLUMNS = ("VolumeName", "Impressions_EN")
@@ -41,6 +46,8 @@ class Scan:
         sex: "male", "female" or None.
         impression: the report's impression as written, None if there is no report.
         num_slices: as listed in the metadata, None if blank.
+        version: of the file at `path`.
+        acquisition: rescaling and geometry as listed in the metadata.
     """
 
     case_id: str
@@ -51,6 +58,8 @@ class Scan:
     sex: str | None
     impression: str | None
     num_slices: int | None = None
+    version: Version = "v2"
+    acquisition: Acquisition = field(default_factory=Acquisition)
 
     @property
     def prompt(self) -> str:
@@ -60,10 +69,11 @@ class Scan:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A listed volume that is not used, and why."""
+    """A listed volume that is not used, and why; `code` as in `state.REFUSALS`."""
 
     case_id: str
     reason: str
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,23 +100,50 @@ class Split:
         return self.train + self.val + self.test
 
 
-def volume_path(root: Path, case_id: str) -> Path:
-    """Return where a volume lies: dataset/train_fixed/train_1/train_1_a/train_1_a_2.nii.gz."""
+def volume_path(root: Path, case_id: str, version: Version = "v2") -> Path:
+    """Return where a volume lies: dataset/train_fixed/train_1/train_1_a/train_1_a_2.nii.gz (v1: dataset/train/...)."""
     match = _parse(case_id)
-    folder = Path(root) / "dataset" / f"{match['split']}_fixed"
+    folder = Path(root) / "dataset" / (match["split"] if version == "v1" else f"{match['split']}_fixed")
     return folder / match["patient"] / f"{match['patient']}_{match['scan']}" / f"{case_id}.nii.gz"
 
 
-def read_scan(scan: Scan) -> Volume:
-    """Read a volume in HU, canonical orientation."""
-    return read_volume(scan.path)
+def read_scan(scan: Scan, repair: bool = False) -> Volume:
+    """Read a volume in HU, canonical orientation.
+
+    Raises:
+        UserError: the file is absent or damaged, or the evidence speaks against using it (names the reason).
+    """
+    decision, volume = examine(scan.path, scan.version, scan.acquisition, repair)
+    if volume is None:
+        mend = "; data.repair=true mends it" if decision.mendable else ""
+        raise UserError(
+            f"{scan.path}: refused ({decision.reason}): {decision.text}; right would be: "
+            f"{REFUSALS[decision.reason]}{mend}"
+        )
+    return volume
 
 
-def read_index(root: Path) -> Index:
+def find_scan(index: Index, case_id: str) -> Scan:
+    """Return the scan of a name.
+
+    Raises:
+        UserError: it is not listed, or excluded.
+    """
+    for scan in index.scans:
+        if scan.case_id == case_id:
+            return scan
+    raise UserError(f"{index.root}: {case_id} is not among the volumes that are used")
+
+
+def read_index(root: Path, version: Wanted = "auto") -> Index:
     """Read metadata, reports and exclusion lists of both splits.
 
     Volumes are those of the metadata tables; a volume without a report has no impression. Listed volumes need not be
     on disk (see `split`).
+
+    Args:
+        root: folder that holds `dataset/`.
+        version: of the volume files; "auto" takes v1 where v2 is not on disk.
 
     Raises:
         UserError: a file or a column is missing, or a volume is listed twice.
@@ -120,8 +157,9 @@ def read_index(root: Path) -> Index:
     scans: list[Scan] = []
     excluded: list[Exclusion] = []
     for split_name, prefix in TABLE_PREFIX.items():
+        has_v1 = (root / "dataset" / split_name).is_dir()
         table = metadata_path(root, split_name)
-        metadata = _read_table(table, METADATA_COLUMNS)
+        metadata = _read_table(table, METADATA_COLUMNS, acquisition.COLUMNS)
         report_table = root / "dataset" / "radiology_text_reports" / f"{prefix}_reports.csv"
         impressions = {
             case_id: row["Impressions_EN"] for case_id, row in _read_table(report_table, REPORT_COLUMNS).items()
@@ -132,21 +170,25 @@ def read_index(root: Path) -> Index:
             if match["split"] != split_name:
                 raise UserError(f"{table}: lists {case_id}, which is not of the {split_name} split")
             if case_id in no_chest:
-                excluded.append(Exclusion(case_id, f"not a chest: listed in no_chest_{split_name}.txt"))
+                reason = f"not a chest: listed in no_chest_{split_name}.txt"
+                excluded.append(Exclusion(case_id, reason, "listed_no_chest"))
                 continue
+            found = _version(root, case_id, version, has_v1)
             try:
                 scan = Scan(
                     case_id=case_id,
                     patient=match["patient"],
                     split=split_name,
-                    path=volume_path(root, case_id),
+                    path=volume_path(root, case_id, found),
                     age_years=reports.age_years(row["PatientAge"]),
                     sex=reports.sex(row["PatientSex"]),
                     impression=impressions.get(case_id),
                     num_slices=_whole(row["NumberofSlices"], "NumberofSlices"),
+                    version=found,
+                    acquisition=Acquisition.from_row(row),
                 )
             except ValueError as error:
-                excluded.append(Exclusion(case_id, f"{error} in {table.name}"))
+                excluded.append(Exclusion(case_id, f"{error} in {table.name}", "bad_metadata"))
                 continue
             scans.append(scan)
     return Index(root, tuple(sorted(scans, key=_order)), tuple(excluded))
@@ -196,6 +238,13 @@ def metadata_path(root: Path, split_name: SplitName) -> Path:
     return Path(root) / "dataset" / "metadata" / f"{TABLE_PREFIX[split_name]}_metadata.csv"
 
 
+def _version(root: Path, case_id: str, wanted: Wanted, has_v1: bool) -> Version:
+    if wanted != "auto":
+        return wanted
+    only_v1 = has_v1 and not volume_path(root, case_id).is_file() and volume_path(root, case_id, "v1").is_file()
+    return "v1" if only_v1 else "v2"
+
+
 def _parse(case_id: str, where: str = "") -> re.Match[str]:
     match = CASE_ID.fullmatch(case_id)
     if match is None:
@@ -208,8 +257,8 @@ def _order(scan: Scan) -> tuple:
     return match["split"], int(match["number"]), len(match["scan"]), match["scan"], int(match["reconstruction"])
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return case id -> the wanted columns of its row."""
+def _read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+    """Return case id -> the wanted columns of its row; "" where an optional column is absent."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; it is part of CT-RATE's tree")
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -224,7 +273,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]
             case_id = case_id_of(row["VolumeName"])
             if case_id in rows:
                 raise UserError(f"{path}: {case_id} is listed twice")
-            rows[case_id] = {name: row[name] or "" for name in columns}
+            rows[case_id] = {name: row.get(name) or "" for name in (*columns, *optional)}
     return rows
 
 
@@ -249,7 +298,11 @@ def _long_enough(scans: Iterable[Scan], min_slices: int) -> tuple[list[Scan], tu
     kept, dropped = [], []
     for scan in scans:
         if scan.num_slices is not None and scan.num_slices < min_slices:
-            dropped.append(Exclusion(scan.case_id, f"{scan.num_slices} slices, below data.min_slices={min_slices}"))
+            dropped.append(
+                Exclusion(
+                    scan.case_id, f"{scan.num_slices} slices, below data.min_slices={min_slices}", "too_few_slices"
+                )
+            )
         else:
             kept.append(scan)
     return kept, tuple(dropped)

@@ -127,7 +127,7 @@ def test_the_digest_names_what_the_arrays_depend_on(experiment, full_tree, tmp_p
     other = {
         "root": str(tmp_path), "mask_source": "phantom", "size": 64, "in_plane": "resample", "spacing_z_mm": 2.0,
         "hu_min": -900.0, "hu_max": 600.0, "flow_source": "phantom", "flow_stride": 2,
-        "flow_resolution": "original",
+        "flow_resolution": "original", "version": "v1", "repair": True,
     }  # fmt: skip
     assert {"phantom", *same, *other} == set(vars(experiment.data))  # a new key has to be put on a side
 
@@ -166,7 +166,7 @@ def test_a_replaced_volume_is_prepared_again(tree, tmp_path, make_experiment, ma
     data.num_train_patients, data.num_val_patients, data.num_test_patients = 2, 0, 1
     folder = cache.prepare(experiment, quiet).folder
     before = files_of(folder)
-    tree.write_volume("train_2_a_1", make_chest() + 100)
+    tree.write_volume("train_2_a_1", make_chest(seed=9))
     cache.prepare(experiment, quiet)
     changed = {name for name, time_ns in files_of(folder).items() if before[name] != time_ns}
     names = ("flow_1.npy", "flow_2.npy", "flow_4.npy", "image.npy", "labels.npy", "meta.json")
