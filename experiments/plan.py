@@ -52,7 +52,7 @@ class Cases:
             spacing_mm = data.spacing_z_mm or statistics.mean(data.phantom.spacing_z_mm)
             num_train = round(data.num_train_patients * data.train_fraction)
             return cls(num_train, data.num_val_patients, data.num_test_patients, round(CHEST_MM / spacing_mm))
-        split = ct_rate.split(ct_rate.read_index(root), data)
+        split = ct_rate.split(ct_rate.read_index(root, data.version), data)
         listed = [scan.num_slices for scan in split.scans if scan.num_slices]
         slices = round(CHEST_MM / data.spacing_z_mm) if data.spacing_z_mm else round(statistics.mean(listed or [1]))
         excluded = {exclusion.case_id: exclusion.reason for exclusion in split.excluded}

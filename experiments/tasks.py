@@ -258,7 +258,7 @@ def _volume_sizes(experiment: Experiment, parts: tuple[str, ...]) -> str:
     if parts == ("test",):  # the same whatever a row is trained on
         data = replace(data, num_train_patients=1, train_fraction=1.0, num_val_patients=0)
     try:
-        split = ct_rate.split(_index(Path(data.root)), data)
+        split = ct_rate.split(_index(Path(data.root), data.version), data)
     except NotEnoughPatients:
         return "not enough patients"  # said by the task itself
     scans = [scan for part in parts for scan in getattr(split, part)]
@@ -266,10 +266,10 @@ def _volume_sizes(experiment: Experiment, parts: tuple[str, ...]) -> str:
 
 
 @cache
-def _index(root: Path):
+def _index(root: Path, version: str):
     from trace_lightning.data import ct_rate
 
-    return ct_rate.read_index(root)
+    return ct_rate.read_index(root, version)
 
 
 @cache

@@ -92,7 +92,7 @@ def image_flow(scan: Scan, hu: np.ndarray, grid: Grid, data: DataConfig, root: P
         return _phantom(scan, grid, root)
     own = grid
     if data.flow_resolution == "original":
-        volume = to_own_pixels(read_scan(scan), data)
+        volume = to_own_pixels(read_scan(scan, data.repair), data)
         hu, own = volume.hu, volume.grid
     slices = hu_to_unit(hu.astype(np.float32), data)
     between = _dis(slices) if data.flow_source == "dis" else lambda pairs: raft.raft_flow(slices, pairs, data, device)

@@ -52,10 +52,14 @@ def describe(config: TextConfig) -> str:
 
 def num_truncated(prompts: Sequence[str], context_length: int = CONTEXT_TOKENS) -> int:
     """Return how many prompts are longer than the tower's context; open_clip cuts them and keeps the end token."""
+    # A token stands for a letter or more: short prompts need no tokenizer, whose import takes seconds.
+    doubtful = [prompt for prompt in prompts if len(prompt) + 2 > context_length or not prompt.isascii()]
+    if not doubtful:
+        return 0
     import open_clip
 
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    return sum(len(tokenizer.encode(prompt)) + 2 > context_length for prompt in prompts)
+    return sum(len(tokenizer.encode(prompt)) + 2 > context_length for prompt in doubtful)
 
 
 def weights_stamp(config: TextConfig) -> list | None:

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from trace_lightning.anatomy.grid import Grid
+from trace_lightning.artifacts import read_volume
 from trace_lightning.config import DataConfig
 from trace_lightning.data.ct_rate import Scan
 from trace_lightning.data.flow import (
@@ -151,8 +152,9 @@ def test_quality_tells_flows_that_undo_each_other_from_others():
 
 
 @pytest.fixture
-def fine_scan(tmp_path):
-    """A scan of 128 x 128 pixels of 2 mm whose slices move by (+4, -2) pixels each."""
+def fine_scan(tmp_path, monkeypatch):
+    """A scan of 128 x 128 pixels of 2 mm whose slices move by (+4, -2) pixels each; no chest, so read as it is."""
+    monkeypatch.setattr("trace_lightning.data.flow.read_scan", lambda scan, repair=False: read_volume(scan.path))
     first = np.interp(texture(128), (0, 255), (-1000, 1000))
     hu = np.stack([np.roll(first, (-2 * n, 4 * n), axis=(0, 1)) for n in range(4)])
     affine = np.array([[-2.0, 0, 0, 100], [0, -2.0, 0, 120], [0, 0, 3.0, -50], [0, 0, 0, 1]])

@@ -76,3 +76,4 @@ def test_missing_weights_are_an_error_never_random_ones(config, tmp_path):
 
 def test_prompts_beyond_the_context_are_counted():
     assert num_truncated(["short", "word " * 100]) == 1
+    assert num_truncated(["word " * 75, "word " * 76, "e" * 75, "short", "naïve"]) == 1
