@@ -24,6 +24,7 @@ from trace_lightning.errors import UserError
 
 TEMPORARY = ".tmp-"
 GZIP_MAGIC = b"\x1f\x8b"
+SMALLEST_VOXEL_MM3 = 1e-6
 CANONICAL_AXES = ("L", "P", "S")
 
 
@@ -176,6 +177,8 @@ def read_stored(path: Path, affine: np.ndarray | None = None) -> Stored:
             raise UserError(f"{path}: a volume has 3 axes, this file has {image.ndim} (shape {image.shape})")
         header_affine = np.asarray(image.affine, np.float64)
         affine = header_affine if affine is None else affine
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
+            raise UserError(f"{path}: its affine places no voxel anywhere: {affine.round(3).tolist()}")
         to_canonical = nib.orientations.ornt_transform(
             nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
         )

@@ -86,6 +86,16 @@ def test_a_volume_with_nan_is_neither_written_nor_read(value, tmp_path):
         artifacts.read_volume(tmp_path / "b.nii.gz")
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_an_affine_that_places_nothing_is_refused(value, tmp_path):
+    stored_as("LPS", tmp_path / "a.nii.gz")
+    image = nib.load(tmp_path / "a.nii.gz")
+    image.header["srow_x"] = [value] * 4
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), tmp_path / "b.nii.gz")
+    with pytest.raises(UserError, match=r"b\.nii\.gz"):
+        artifacts.read_volume(tmp_path / "b.nii.gz")
+
+
 def test_truncated_absent_and_4d_files_are_named(tmp_path):
     stored_as("LPS", tmp_path / "a.nii.gz")
     whole = (tmp_path / "a.nii.gz").read_bytes()

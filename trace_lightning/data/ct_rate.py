@@ -261,6 +261,13 @@ def _read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()
     """Return case id -> the wanted columns of its row; "" where an optional column is absent."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; it is part of CT-RATE's tree")
+    try:
+        return _rows_of(path, columns, optional)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV table in UTF-8 ({error})") from None
+
+
+def _rows_of(path: Path, columns: Sequence[str], optional: Sequence[str]) -> dict[str, dict[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
