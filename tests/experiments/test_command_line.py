@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -34,10 +34,11 @@ def test_answers_without_importing_anything_heavy(arguments, tmp_path):
 
 @pytest.mark.parametrize("arguments", [("--help",), ("show", "experiments/ours.yaml")])
 def test_answers_within_a_second(arguments):
-    def seconds() -> float:
-        started = time.monotonic()
+    def seconds() -> float:  # of processor time: what else the machine does is not ours to judge
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert ask(*arguments).returncode == 0
-        return time.monotonic() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 1.0
 

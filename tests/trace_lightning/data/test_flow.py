@@ -106,10 +106,10 @@ def test_the_flow_of_a_volume_is_that_of_its_neighbours():
 def test_a_mask_flow_at_the_phantoms_size_takes_little():
     a, b = ellipses(64, 0.8), ellipses(64, 0.9)
     mask_flow(a, b, 3, 4)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(20):
         mask_flow(a, b, 3, 4)
-    assert (time.perf_counter() - start) / 20 < 0.01
+    assert (time.process_time() - start) / 20 < 0.01
 
 
 def test_only_the_phantom_has_exact_motion(tmp_path):
