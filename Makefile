@@ -62,7 +62,7 @@ format: setup  ## Apply ruff's fixes and formatting
 	$(PY) -m ruff format .
 
 lock: $(PY)  ## Refresh the hash-locked requirements from pyproject.toml
-	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile pyproject.toml --extra train --extra metrics --extra itk --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o $(LOCK)
 
 clean:  ## Remove runs and caches (asks nothing; the environment stays)
