@@ -15,12 +15,14 @@ import numpy as np
 
 from evaluation.metrics import Metric, metric
 from evaluation.score import SUMMARY
+from evaluation.uncertainty import paired
 from trace_lightning.artifacts import read_json
 from trace_lightning.errors import UserError
 
 GROUND_TRUTH, PUBLISHED = "ground_truth", "published"
 COSTS = ("slices_per_second", "evaluations_per_slice", "peak_memory_gb", "train_memory_gb")
-KEYS = ("name", "title", "columns", "companions", "published", "rows")
+KEYS = ("name", "title", "columns", "companions", "published", "against", "rows")
+SAMPLES = 1000  # of the bootstrap behind the marks of difference
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Cell:
         n: volumes (of one seed).
         reason: why `value` is None.
         best: best of its column among rows with the same inputs.
+        differs: the 95 % interval of the paired difference to the row that the table names excludes 0.
         text: a published number, as it was printed.
     """
 
@@ -45,6 +48,7 @@ class Cell:
     n: int = 0
     reason: str | None = None
     best: bool = False
+    differs: bool = False
     text: str | None = None
 
 
@@ -63,6 +67,7 @@ class Row:
         volumes: folder of its volumes (of the first seed).
         reference: folder of the real volumes (of the first seed).
         cases: the volumes scored (of the first seed).
+        scores: the folders of its score files, by seed.
     """
 
     label: str
@@ -75,6 +80,7 @@ class Row:
     volumes: Path | None = None
     reference: Path | None = None
     cases: tuple[str, ...] = ()
+    scores: Mapping[int, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,8 @@ def gather(table_path: Path, profile: str, seeds: Sequence[int] = (0,), runs_dir
         run = GROUND_TRUTH if entry.get("source") == GROUND_TRUTH else entry["experiment"]
         rows.append(_row(entry["label"], folder / run, seeds, columns + companions, run == GROUND_TRUTH, protocols))
     rows = _with_best(rows, columns + companions)
+    if against := data.get("against"):
+        rows = _with_differences(rows, columns + companions, str(against), table_path)
 
     shown = ", ".join(map(str, seeds))
     ours = (
@@ -148,7 +156,7 @@ def gather(table_path: Path, profile: str, seeds: Sequence[int] = (0,), runs_dir
     if published:
         blocks.append(published)
     title = str(data.get("title") or data["name"])
-    return Table(data["name"], title, profile, tuple(seeds), tuple(blocks), _notes(rows, seeds))
+    return Table(data["name"], title, profile, tuple(seeds), tuple(blocks), _notes(rows, seeds, against))
 
 
 def _read_table(path: Path) -> dict:
@@ -225,6 +233,7 @@ def _row(
         volumes=path.parent / first["generated_dir"],
         reference=path.parent / first["reference_dir"],
         cases=tuple(first["cases"]),
+        scores={seed: path.parent for seed, (path, _) in scored.items()},
     )
 
 
@@ -283,7 +292,45 @@ def _with_best(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
     return [replace(row, cells=marked) for row, marked in zip(rows, cells, strict=True)]
 
 
-def _notes(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str, ...]:
+def _with_differences(rows: Sequence[Row], columns: Sequence[str], against: str, table_path: Path) -> list[Row]:
+    """Mark the cells whose volumes differ from those of one row, case by case."""
+    if against not in (labels := [row.label for row in rows]):
+        raise UserError(f"{table_path}: against: there is no row {against!r}; there are {', '.join(labels)}")
+    theirs = _measures(rows[labels.index(against)])
+    marked = []
+    for row in rows:
+        ours = {} if row.is_real or row.label == against else _measures(row)
+        cells = {
+            column: replace(cell, differs=_differs(metric(column), ours, theirs))
+            if ours and cell.value is not None
+            else cell
+            for column, cell in row.cells.items()
+        }
+        marked.append(replace(row, cells=cells))
+    return marked
+
+
+def _measures(row: Row) -> dict[tuple[int, str], Mapping[str, float | None]]:
+    """Return (seed, case id) -> the measures of a row's volumes."""
+    return {
+        (seed, case_id): read_json(path)["measures"]
+        for seed, folder in row.scores.items()
+        for case_id in row.cases
+        if (path := folder / "per_case" / f"{case_id}.json").exists()
+    }
+
+
+def _differs(spec: Metric, ours: Mapping, theirs: Mapping) -> bool:
+    """Tell whether the interval of the paired difference excludes 0; costs and other statistics are not judged."""
+    if spec.statistic != "mean" or spec.name in COSTS:
+        return False
+    pairs = [(ours[key].get(spec.name), theirs[key].get(spec.name), key[1]) for key in ours if key in theirs]
+    both = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+    bounds = paired(*zip(*both, strict=True), SAMPLES).difference_interval if both else None
+    return bounds is not None and not bounds[0] <= 0 <= bounds[1]
+
+
+def _notes(rows: Sequence[Row], seeds: Sequence[int], against: str | None) -> tuple[str, ...]:
     said: dict[str, list[str]] = {}
     for row in rows:
         for note in row.notes:
@@ -292,6 +339,11 @@ def _notes(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[str, ...]:
     notes = ["bold: best of its column among rows with the same inputs; n: volumes scored"]
     if any(cell.low is not None for row in rows for cell in row.cells.values()):
         notes.append("intervals: 95 %, bootstrap over volumes")
+    if any(cell.differs for row in rows for cell in row.cells.values()):
+        notes.append(
+            f"*: differs from {against}: the 95 % interval of the paired difference, bootstrap over cases, excludes 0 "
+            "(each cell judged by itself)"
+        )
     if any(row.n == 1 for row in rows):
         notes.append("one volume gives no interval")
     for note, labels in said.items():

@@ -21,8 +21,23 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 120
 LAYOUTS = ((24, 1), (24, 0), (12, 0))  # width of labels and space beside a column, from roomy to tight
+MARK = "*"  # differs from the row that the table names
 INPUT_CODES = {"mask": "M", "text": "T", "length": "L"}
-CSV_COLUMNS = ("block", "row", "inputs", "column", "value", "low", "high", "spread", "n", "unit", "best", "reason")
+CSV_COLUMNS = (
+    "block",
+    "row",
+    "inputs",
+    "column",
+    "value",
+    "low",
+    "high",
+    "spread",
+    "n",
+    "unit",
+    "best",
+    "differs",
+    "reason",
+)
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -143,6 +158,7 @@ def _terminal_cell(cell: Cell, spec: Metric, notes: Footnotes, with_intervals: b
     if cell.value is None:
         return "-" if row.reason else f"-{_superscript(cell.reason, notes)}"
     value = f"[bold]{_number(cell.value, spec)}[/bold]" if cell.best else _number(cell.value, spec)
+    value += MARK * cell.differs
     if with_intervals and (extent := _extent(cell, spec)):
         return f"{value}\n[dim]{extent}[/dim]"
     return value
@@ -209,12 +225,13 @@ def _markdown_cell(cell: Cell, spec: Metric, notes: Footnotes, row: Row) -> str:
     if cell.value is None:
         return "-" if row.reason else f"- [{notes.mark(cell.reason)}]"
     value = f"**{_number(cell.value, spec)}**" if cell.best else _number(cell.value, spec)
+    value += "\\*" * cell.differs
     extent = _extent(cell, spec)
     return f"{value} ({extent})" if extent else value
 
 
 def comma_separated(table: Table) -> str:
-    """Return one line a number: block, row, inputs, column, value, interval, spread, n, unit, best, reason."""
+    """Return one line a number: block, row, inputs, column, value, interval, spread, n, unit, best, differs, reason."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -227,7 +244,7 @@ def comma_separated(table: Table) -> str:
                     numbers[0] = cell.text
                 name = "as published" if block.source else "ours"
                 given = "" if row.inputs is None else "+".join(row.inputs) or "none"
-                tail = [cell.n or "", spec.printed_unit, int(cell.best), cell.reason or ""]
+                tail = [cell.n or "", spec.printed_unit, int(cell.best), int(cell.differs), cell.reason or ""]
                 writer.writerow([name, row.label, given, column, *numbers, *tail])
     return out.getvalue()
 
@@ -275,6 +292,7 @@ def _latex_cell(cell: Cell, spec: Metric, notes: Footnotes, row: Row) -> str:
     if cell.value is None:
         return "--" if row.reason else f"--$^{{{notes.mark(cell.reason)}}}$"
     value = f"\\textbf{{{_number(cell.value, spec)}}}" if cell.best else _number(cell.value, spec)
+    value += "$^{*}$" * cell.differs
     extent = _extent(cell, spec).replace("–", "--").replace("±", "$\\pm$")
     return f"{value} {{\\scriptsize {extent}}}" if extent else value
 
@@ -287,6 +305,7 @@ def _escaped(text: str) -> str:
         "#": "\\#",
         "_": "\\_",
         "×": "$\\times$",
+        "[": "{[}",  # after the end of a row it would be an argument
     }.items():
         text = text.replace(old, new)
     return text

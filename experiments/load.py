@@ -63,6 +63,7 @@ class Table:
     columns: tuple[str, ...]
     companions: tuple[str, ...]
     published: str | None
+    against: str | None
     rows: tuple[Row, ...]
     path: Path
 
@@ -150,6 +151,7 @@ def load_table(table: str | Path) -> Table:
         columns=tuple(data.get("columns") or ()),
         companions=tuple(data.get("companions") or ()),
         published=data.get("published"),
+        against=data.get("against"),
         rows=rows,
         path=path,
     )

@@ -1,6 +1,8 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 
 import pytest
 from toy_chest import write_cases, write_generated
@@ -112,6 +114,41 @@ def test_the_best_is_marked_among_equal_inputs_only(project):
     assert best["GT"] == set()
     assert best["Ours [all]"] == {"dice", "hd95_mm", "skill_lung"}
     assert best["DAG"] == {"temporal_flickering"}  # equal costs are nobody's merit
+
+
+def write_measures(folder, seed=0, **measures):
+    for case_id in [f"case_{i}" for i in range(6)]:
+        path = folder / f"seed{seed}" / "scores" / "per_case" / f"{case_id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"measures": {name: values[int(case_id[-1])] for name, values in measures.items()}}))
+    summary = folder / f"seed{seed}" / "scores" / "summary.json"
+    data = json.loads(summary.read_text())
+    data["cases"] = [f"case_{i}" for i in range(6)]
+    summary.write_text(json.dumps(data))
+
+
+def test_what_differs_case_by_case_is_marked(project):
+    path = project / "experiments" / "tiny.yaml"
+    path.write_text(path.read_text() + 'against: "Ours [all]"\n')
+    runs = project / "runs" / "phantom"
+    spread = [0.5, 0.9, 0.6, 0.8, 0.4, 0.7]
+    write_measures(runs / "ours", dice=spread, temporal_flickering=spread, evaluations_per_slice=[24] * 6)
+    # DAG's Dice is lower in each case by less than the cases differ; its flickering is as often above as below.
+    lower, mixed = [x - 0.01 for x in spread], [x + d for x, d in zip(spread, [0.1, -0.1] * 3, strict=True)]
+    write_measures(runs / "dag", dice=lower, temporal_flickering=mixed, evaluations_per_slice=[20] * 6)
+    table = gathered(project)
+    marked = {found.label: {name for name, cell in found.cells.items() if cell.differs} for found in table.rows}
+    assert marked == {"DAG": {"dice"}} | {label: set() for label in marked if label != "DAG"}
+    assert "*: differs from Ours [all]" in "\n".join(table.notes)
+    assert re.search(r"\| DAG .* 50.0\\\*", markdown(table))
+    assert "50.0$^{*}$" in latex(table)
+
+
+def test_the_row_to_differ_from_is_one_of_the_table(project):
+    path = project / "experiments" / "tiny.yaml"
+    path.write_text(path.read_text() + "against: Theirs\n")
+    with pytest.raises(UserError, match="no row 'Theirs'; there are GT, PFM"):
+        gathered(project)
 
 
 def test_empty_cells_say_why(project):
@@ -237,6 +274,15 @@ def test_latex_is_balanced_and_escaped(project):
     body = [line for line in text.splitlines() if line.endswith("\\\\")]
     assert not any(re.search(r"(?<!\\)[%#_]", line) for line in body)
     assert not re.search(r"[↑↓±–]", "\n".join(body))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_compiles(project, tmp_path):
+    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}" + latex(gathered(project))
+    (tmp_path / "table.tex").write_text(document + "\\end{document}")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "table.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_from_volumes_to_table_and_montage(project):
