@@ -162,8 +162,24 @@ def _loggers(folder: Path, experiment: Experiment) -> list:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline means no network at all
         settings = {"project": "trace-lightning", "name": experiment.name, "group": experiment.profile}
         offline = experiment.run.wandb == "offline"
+        if not offline:
+            _log_in()
         loggers.append(WandbLogger(save_dir=folder, offline=offline, config=asdict(experiment), **settings))
     return loggers
+
+
+def _log_in() -> None:
+    """Find the credentials of W&B before anything is trained; a worker has no terminal to be asked in."""
+    import wandb
+
+    try:
+        known = wandb.login(prompt=False)
+    except (wandb.errors.Error, ValueError) as error:
+        raise UserError(f"run.wandb=online: W&B refuses its key ({error}); run `wandb login` again") from None
+    if not known:
+        raise UserError(
+            "run.wandb=online needs a key: run `wandb login`, or set WANDB_API_KEY; run.wandb=offline needs none"
+        )
 
 
 def _quiet() -> None:

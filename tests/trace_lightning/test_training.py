@@ -93,6 +93,15 @@ def test_wandb_offline_takes_curves_and_pictures_without_network(prepared, tmp_p
     assert list(run.rglob("*.png"))
 
 
+def test_wandb_online_without_a_key_is_refused_before_training(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    experiment = replace(prepared, run=replace(prepared.run, wandb="online"))
+    with pytest.raises(UserError, match="needs a key"):
+        train(experiment, tmp_path / "run", silent)
+
+
 def test_a_checkpoint_of_another_experiment_is_refused(prepared, tmp_path):
     (tmp_path / CHECKPOINT).write_bytes(b"")
     write_json(tmp_path / "owner.json", {"method": "another"})
