@@ -8,11 +8,15 @@ import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trace_lightning.artifacts import atomic_path, digest, file_digest, read_json, sweep_temporary, write_json
 from trace_lightning.config import Experiment, uses_text
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import WEIGHTS, Progress
+
+if TYPE_CHECKING:
+    from trace_lightning.data.text import PromptTokens
 
 RECORD, CHECKPOINT, METRICS = "training.json", "last.ckpt", "metrics"
 
@@ -108,7 +112,7 @@ def is_trained(folder: Path) -> bool:
     return read_json(folder / RECORD)["weights_digest"] == file_digest(folder / WEIGHTS)
 
 
-def text_embeddings(experiment: Experiment) -> dict | None:
+def text_embeddings(experiment: Experiment) -> PromptTokens | None:
     """Return the token embeddings of every prompt of the experiment's patients, or None for a row without text."""
     from trace_lightning.data.cache import open_prepared
     from trace_lightning.data.text import embed_prompts
