@@ -12,7 +12,7 @@ SEED ?= 0
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation-table1 fig5-masks smoke table status show test lint format lock clean
+.PHONY: help setup ablation-table1 fig5-masks smoke table status show test bench-loader lint format lock clean
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ status: setup  ## Show which stages of Table 1 are done
 
 test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WEIGHTS=folder on weights)
 	$(PY) -m pytest
+
+bench-loader: setup  ## Training pairs/s from the cache against decoding .nii.gz, and memory by volumes (Linux)
+	$(PY) benchmarks/loader.py
 
 lint: setup  ## Check style with ruff
 	$(PY) -m ruff check .

@@ -21,7 +21,7 @@ CHEST_MM = 300.0  # where nothing is known of the patients yet
 SCORING_SECONDS_PER_MEGAVOXEL = 4.0  # measured on one core
 PREPARING_SECONDS_PER_MEGAVOXEL = 3.0
 VOLUME_BYTES_PER_VOXEL = 1.3  # int16 with CT noise, gzipped
-CACHE_BYTES_PER_VOXEL = 4.0  # image, labels, flow at a quarter of the size
+CACHE_BYTES_PER_VOXEL = 4.5  # image, labels, flow of images and of masks at a quarter of the size
 PROCESS_BYTES = 0.6e9  # Python with its libraries
 TRAINING_BYTES_PER_PARAMETER = 20  # weights, average and the optimiser's two moments
 

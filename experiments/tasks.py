@@ -188,11 +188,14 @@ def _training(folders: Folders, experiment: Experiment) -> Path:
 
 def prepare_keys(experiment: Experiment) -> dict[str, Any]:
     """Return the keys that the prepared data depends on; flow is prepared for the rows that use it."""
+    from trace_lightning.data.cache import mask_flow_classes
+
     moot = ["data.root", "data.num_workers", "data.flow_weights"]
     moot += ["data.phantom"] if experiment.data.root else []
     moot += [] if experiment.model.flow else ["data.skips"]
     keys = without({"data": asdict(experiment.data), "flow_weights": raft.weights_stamp(experiment.data)}, moot)
-    return {**keys, "model": {"flow": experiment.model.flow}, "files": _files(experiment, "train", "val", "test")}
+    of_model = {"flow": experiment.model.flow, "mask_flow_classes": mask_flow_classes(experiment)}
+    return {**keys, "model": of_model, "files": _files(experiment, "train", "val", "test")}
 
 
 def training_keys(experiment: Experiment) -> dict[str, Any]:

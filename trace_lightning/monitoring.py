@@ -81,6 +81,7 @@ class SampleImages(lightning.Callback):
         batch = next(iter(loader))
         batch = {key: value[: self.num_samples] if torch.is_tensor(value) else value for key, value in batch.items()}
         batch = {key: value.to(module.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        batch = trainer.datamodule.on_after_batch_transfer(batch)
         data = batch["frames"]
         noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)).to(module.device)
         ddim = DDIM(module.denoiser, module.experiment.diffusion, module.experiment.sample)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trace_lightning.config import Experiment, uses_text
 from trace_lightning.fitting import fit, is_trained
 from trace_lightning.protocol import Progress
+
+if TYPE_CHECKING:
+    from trace_lightning.data.text import PromptTokens
 
 
 def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
@@ -40,7 +44,7 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
     )
 
 
-def text_embeddings(experiment: Experiment) -> dict | None:
+def text_embeddings(experiment: Experiment) -> PromptTokens | None:
     """Return the token embeddings of every prompt of the experiment's patients, or None for a row without text."""
     from trace_lightning.data.cache import open_prepared
     from trace_lightning.data.text import embed_prompts

@@ -4,11 +4,13 @@
     <cache_dir>/volumes/<digest>/<case_id>/
         image.npy       (D, H, W) int16 HU on the model's grid
         labels.npy      (D, H, W) uint8 raw VISTA3D ids
-        flow_<k>.npy    (P, 2, H/stride, W/stride) float16, of the pairs (0, k), (k, 2k), ...; added when a row needs it
+        flow_<k>.npy    (P, 2, H/stride, W/stride) float16, between the images of the pairs (0, k), (k, 2k), ...
+        mask_flow_<c>_<k>.npy    the same between their masks in c classes, float32
         meta.json       grid, prompt, source files, percent of each label group, quality of each skip's flow
 
-The digest names what the arrays depend on and nothing else: rows with other patients or skips share them. A folder
-appears by renaming when it is complete; processes that prepare at the same time take turns.
+The digest names what the arrays depend on and nothing else: rows with other patients, skips or classes share them;
+flows are added when a row needs them. A folder appears by renaming when it is complete; processes that prepare at the
+same time take turns.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,26 +44,24 @@ from trace_lightning.errors import UserError
 from trace_lightning.protocol import Case, Progress
 
 FORMAT = 2  # raise it when prepared arrays change their content or layout
+OPEN_FILES = 128  # mapped at once by a process, each with a file descriptor: macOS allows 256 in all
 LABEL_GROUPS = ("lung", "bone", "airway", "vessel", "organ", "muscle", "lesion", "nervous")
 
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """One prepared volume; arrays are memory maps, opened on first use and reopened in another process."""
+    """One prepared volume. Arrays are memory maps; a case itself holds nothing, so that many cost no memory."""
 
     folder: Path
-
-    def __reduce__(self):
-        return PreparedCase, (self.folder,)
 
     @property
     def case_id(self) -> str:
         """Return the case's name."""
         return self.folder.name
 
-    @cached_property
+    @property
     def meta(self) -> dict:
-        """Return grid, prompt, source and label percentages."""
+        """Return grid, prompt, source and label percentages; read anew each time."""
         return read_json(self.folder / "meta.json")
 
     @property
@@ -73,26 +74,30 @@ class PreparedCase:
         """Return the model's grid of this case."""
         return Grid.from_json(self.meta["grid"])
 
-    @cached_property
+    @property
     def image(self) -> np.ndarray:
         """Return (D, H, W) int16 HU."""
         return _open(self.folder / "image.npy")
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray:
         """Return (D, H, W) uint8 raw VISTA3D ids."""
         return _open(self.folder / "labels.npy")
 
-    @cached_property
-    def _flows(self) -> dict[int, np.ndarray]:
-        return {}
-
     def flow(self, i: int, j: int) -> np.ndarray:
-        """Return (2, h, w) float16 flow of the pair (i, j) of Eq. 3, shares of the image size."""
-        skip = j - i
-        if skip not in self._flows:
-            self._flows[skip] = _open(flow_path(self.folder, skip))
-        return self._flows[skip][i // skip]
+        """Return (2, h, w) float16 flow between the images of the pair (i, j) of Eq. 3, shares of the image size."""
+        return _open(flow_path(self.folder, j - i))[i // (j - i)]
+
+    def mask_flow(self, i: int, j: int, num_classes: int) -> np.ndarray:
+        """Return (2, h, w) float32 flow between the pair's masks, shares of the image size."""
+        return _open(flow_path(self.folder, j - i, num_classes))[i // (j - i)]
+
+
+class FlowOf(NamedTuple):
+    """Which pairs a file of flow is of, and between what: their images, or their masks in classes."""
+
+    skip: int
+    num_classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,16 +160,13 @@ def prepare(experiment: Experiment, progress: Progress) -> Prepared:
     prepared = Prepared(
         volumes_folder(experiment), ct_rate.split(ct_rate.read_index(root, experiment.data.version), experiment.data)
     )
-    skips = experiment.data.skips if experiment.model.flow else []
-    work = [(scan, skips) for scan in prepared.split.train + prepared.split.val]
-    work += [(scan, []) for scan in prepared.split.test]
-    missing = [(scan, of_scan) for scan, of_scan in work if not _is_done(prepared.folder, scan, of_scan, experiment)]
+    missing = _missing(prepared.split, prepared.folder, experiment)
     if missing:
         with _alone(prepared.folder):
             sweep_temporary(prepared.folder)
-            for done, (scan, of_scan) in enumerate(missing):
+            for done, (scan, flows) in enumerate(missing):
                 progress(done, len(missing), scan.case_id)
-                _prepare_case(prepared.folder, scan, of_scan, experiment)
+                _prepare_case(prepared.folder, scan, flows, experiment)
             progress(len(missing), len(missing), "")
     return prepared
 
@@ -174,13 +176,8 @@ def is_prepared(experiment: Experiment) -> bool:
     root = data_root(experiment)
     if not (root / "dataset").is_dir():
         return False
-    folder, split = (
-        volumes_folder(experiment),
-        ct_rate.split(ct_rate.read_index(root, experiment.data.version), experiment.data),
-    )
-    skips = experiment.data.skips if experiment.model.flow else []
-    work = [(scan, skips) for scan in split.train + split.val] + [(scan, []) for scan in split.test]
-    return all(_is_done(folder, scan, of_scan, experiment) for scan, of_scan in work)
+    split = ct_rate.split(ct_rate.read_index(root, experiment.data.version), experiment.data)
+    return not _missing(split, volumes_folder(experiment), experiment)
 
 
 def open_prepared(experiment: Experiment) -> Prepared:
@@ -219,9 +216,15 @@ def source_files(scan: Scan, experiment: Experiment) -> list[Path]:
     return [path for path in files if path is not None and path.is_file()]
 
 
-def flow_path(folder: Path, skip: int) -> Path:
-    """Return the file with the flow of a case's pairs (i, i + skip)."""
-    return folder / f"flow_{skip}.npy"
+def flow_path(folder: Path, skip: int, num_classes: int | None = None) -> Path:
+    """Return the file with the flow of a case's pairs (i, i + skip), between images or between masks in classes."""
+    return folder / (f"flow_{skip}.npy" if num_classes is None else f"mask_flow_{num_classes}_{skip}.npy")
+
+
+def mask_flow_classes(experiment: Experiment) -> int | None:
+    """Return in how many classes masks are when flow between them is prepared; None for a row that trains on none."""
+    model = experiment.model
+    return model.num_mask_classes if model.flow and experiment.train.mask_flow > 0 else None
 
 
 def _write_phantom(root: Path, config: PhantomConfig, progress: Progress) -> None:
@@ -231,27 +234,40 @@ def _write_phantom(root: Path, config: PhantomConfig, progress: Progress) -> Non
         write_tree(root, config, progress)
 
 
-def _is_done(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment) -> bool:
-    """Tell whether a case is prepared from the files that lie there now, with the flow of all skips."""
+def _missing(split: Split, volumes: Path, experiment: Experiment) -> list[tuple[Scan, list[FlowOf]]]:
+    """Return the scans that are not prepared as a row needs them, each with its flows."""
+    flows = [FlowOf(skip) for skip in experiment.data.skips if experiment.model.flow]
+    num_classes = mask_flow_classes(experiment)
+    if num_classes is not None:
+        flows += [FlowOf(skip, num_classes) for skip in experiment.data.skips]
+    work = [(scan, flows) for scan in split.train + split.val] + [(scan, []) for scan in split.test]
+    return [(scan, of_scan) for scan, of_scan in work if not _is_done(volumes, scan, of_scan, experiment)]
+
+
+def _is_done(volumes: Path, scan: Scan, flows: list[FlowOf], experiment: Experiment) -> bool:
+    """Tell whether a case is prepared from the files that lie there now, with all its flows."""
     folder = volumes / scan.case_id
-    if not (folder / "meta.json").is_file() or not all(flow_path(folder, skip).is_file() for skip in skips):
+    if not (folder / "meta.json").is_file() or not all(flow_path(folder, *of).is_file() for of in flows):
         return False
     meta = read_json(folder / "meta.json")
     return meta["source"] == _source(scan, experiment) and meta["prompt"] == scan.prompt
 
 
-def _prepare_case(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment) -> None:
+def _prepare_case(volumes: Path, scan: Scan, flows: list[FlowOf], experiment: Experiment) -> None:
     folder, data, root = volumes / scan.case_id, experiment.data, data_root(experiment)
     if not _is_done(volumes, scan, [], experiment):
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             _write_case(temporary, scan, experiment)
     case = PreparedCase(folder)
-    missing = [skip for skip in skips if not flow_path(folder, skip).is_file()]
-    if missing:
-        pair_flow = flow.image_flow(scan, case.image, case.grid, data, root, experiment.run.device)
-        for skip in missing:
-            _write_flow(case, skip, pair_flow, data.flow_stride)
+    missing = [of for of in flows if not flow_path(folder, *of).is_file()]
+    if any(of.num_classes is None for of in missing):
+        between_images = flow.image_flow(scan, case.image, case.grid, data, root, experiment.run.device)
+    for of in missing:
+        if of.num_classes is None:
+            _write_image_flow(case, of.skip, between_images, data.flow_stride)
+        else:
+            _write_mask_flow(case, of.skip, of.num_classes, data.flow_stride)
 
 
 def _write_case(folder: Path, scan: Scan, experiment: Experiment) -> None:
@@ -278,7 +294,7 @@ def _write_case(folder: Path, scan: Scan, experiment: Experiment) -> None:
     )
 
 
-def _write_flow(case: PreparedCase, skip: int, pair_flow: flow.PairFlow, stride: int) -> None:
+def _write_image_flow(case: PreparedCase, skip: int, pair_flow: flow.PairFlow, stride: int) -> None:
     """Write the flow of a skip's pairs; its quality first, so that no flow is without."""
     depth, height, width = case.image.shape
     of_skip = pairs(depth, [skip])
@@ -286,11 +302,22 @@ def _write_flow(case: PreparedCase, skip: int, pair_flow: flow.PairFlow, stride:
     for n, pixels in enumerate(pair_flow(of_skip)):
         flows[n] = flow.to_shares(pixels, stride)
     if of_skip:
-        meta = read_json(case.folder / "meta.json")
+        meta = case.meta
         meta["flow"] |= {str(skip): flow.quality(pair_flow, of_skip)}
         meta["flow"] = dict(sorted(meta["flow"].items(), key=lambda item: int(item[0])))  # whatever row came first
         write_json(case.folder / "meta.json", meta)
     write_array(flow_path(case.folder, skip), flows)
+
+
+def _write_mask_flow(case: PreparedCase, skip: int, num_classes: int, stride: int) -> None:
+    """Write the flow between the masks of a skip's pairs: 5 ms a pair at 256 x 256, too much for the loader."""
+    classes = masks.class_map(case.labels, num_classes)
+    depth, height, width = classes.shape
+    of_skip = pairs(depth, [skip])
+    flows = np.zeros((len(of_skip), 2, height // stride, width // stride), np.float32)
+    for n, (i, j) in enumerate(of_skip):
+        flows[n] = flow.mask_flow(classes[i], classes[j], num_classes, stride)
+    write_array(flow_path(case.folder, skip, num_classes), flows)
 
 
 def _percent(labels: np.ndarray) -> dict[str, float]:
@@ -305,6 +332,12 @@ def _source(scan: Scan, experiment: Experiment) -> list:
 
 
 def _open(path: Path) -> np.ndarray:
+    return _map(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=OPEN_FILES)
+def _map(path: Path, written_ns: int) -> np.ndarray:
+    """Map an array; `written_ns` is there so that a file that was written again is not taken for the old one."""
     return np.load(path, mmap_mode="r")
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from trace_lightning.config import Experiment
 from trace_lightning.data.cache import open_prepared
+from trace_lightning.data.preprocess import hu_to_unit
 from trace_lightning.data.views import Draw, PairDataset, SliceDataset, View, need_samples
 
 MAX_VAL_SAMPLES = 64
@@ -57,8 +58,12 @@ class CTRateDataModule(lightning.LightningDataModule):
 
     A batch is a dict: `frames` (B, F, H, W) float32 in [-1, 1]; `positions` (B, F) float32 in [0, 1];
     `step_positions` (B,) int64 places in the stream; `case_id` list of B; and where the row uses them `classes`
-    (B, F, H, W) int64, `flow` (B, 2, H/stride, W/stride) float32 in shares of the image size (zeros: none), `text`
+    (B, F, H, W) uint8, `flow` (B, 2, H/stride, W/stride) float32 in shares of the image size (zeros: none), `text`
     (B, T, C) float32. F is 2 for pairs, 1 for slices.
+
+    The loaders themselves give `hu` (B, F, H, W) int16 in place of `frames`: what travels between processes and to the
+    device costs by the byte. Lightning calls `on_after_batch_transfer` on the device; whoever iterates a loader by
+    hand calls it too.
 
     Args:
         experiment: the row.
@@ -104,6 +109,11 @@ class CTRateDataModule(lightning.LightningDataModule):
         draws = [Draw(position, int(sample)) for position, sample in enumerate(order[:MAX_VAL_SAMPLES])]
         batch_size = self.experiment.train.batch_size
         return self._loader(self.val_view, [draws[at : at + batch_size] for at in range(0, len(draws), batch_size)])
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int = 0) -> dict:
+        """Return a batch with `frames` in [-1, 1] in place of `hu`, on the device where it is."""
+        frames = hu_to_unit(batch["hu"].float(), self.experiment.data)
+        return {"frames": frames, **{key: value for key, value in batch.items() if key != "hu"}}
 
     def _loader(self, view: View, batches: Sampler[list[Draw]] | Sequence[list[Draw]]) -> DataLoader:
         workers = self.experiment.data.num_workers

@@ -35,7 +35,7 @@ def load_labels(scan: Scan, volume: Volume, data: DataConfig, root: Path) -> np.
 
 def class_map(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Return raw ids as class ids 0..num_classes-1 (uint8, same shape), for 2, 3 or 128 classes."""
-    return granularity_map(num_classes)[labels]
+    return granularity_map(num_classes).take(labels)
 
 
 def read_mask(path: Path, volume: Volume) -> np.ndarray:

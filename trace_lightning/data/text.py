@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,26 @@ CONTEXT_TOKENS = 77  # of CLIP's text towers, start and end included
 TINY = {"width": 64, "heads": 4, "layers": 2, "output_dim": 64}
 
 
-def embed_prompts(prompts: Sequence[str], config: TextConfig, cache_dir: Path) -> dict[str, np.ndarray]:
+class PromptTokens(Mapping[str, np.ndarray]):
+    """prompt -> (T, C) float32 token embeddings, each read from its file when it is asked for.
+
+    At 240 kB a prompt (ViT-L/14), holding those of many volumes would cost more memory than all else in a loader.
+    """
+
+    def __init__(self, paths: Mapping[str, Path]):
+        self.paths = dict(paths)
+
+    def __getitem__(self, prompt: str) -> np.ndarray:
+        return np.load(self.paths[prompt])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def embed_prompts(prompts: Sequence[str], config: TextConfig, cache_dir: Path) -> PromptTokens:
     """Return prompt -> (T, C) float32 token embeddings; each prompt is computed once and kept in `cache_dir`.
 
     Raises:
@@ -28,7 +47,7 @@ def embed_prompts(prompts: Sequence[str], config: TextConfig, cache_dir: Path) -
     missing = [prompt for prompt, path in paths.items() if not path.is_file()]
     for prompt, tokens in zip(missing, _embed(missing, config) if missing else [], strict=True):
         write_array(paths[prompt], tokens)
-    return {prompt: np.load(path) for prompt, path in paths.items()}
+    return PromptTokens(paths)
 
 
 def text_dim(config: TextConfig) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +10,8 @@ from torch.utils.data import Dataset
 
 from trace_lightning.config import Experiment
 from trace_lightning.data.cache import PreparedCase
-from trace_lightning.data.flow import mask_flow
 from trace_lightning.data.masks import class_map
 from trace_lightning.data.pairs import pairs
-from trace_lightning.data.preprocess import hu_to_unit
 from trace_lightning.errors import UserError
 
 
@@ -25,20 +22,30 @@ class Draw(NamedTuple):
     sample: int
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A window of slices of one case."""
+class Sample(NamedTuple):
+    """A window of slices of one case.
+
+    Attributes:
+        case: whose slices.
+        frames: the slices, ascending.
+        num_slices: of the whole volume.
+        prompt: of the case.
+    """
 
     case: PreparedCase
-    frames: tuple[int, ...]
+    frames: list[int]
+    num_slices: int
+    prompt: str
 
 
 class View(Dataset):
     """Windows of slices with what the model is conditioned on.
 
-    An item is a dict: `frames` (F, H, W) float32 in [-1, 1]; `classes` (F, H, W) int64, with anatomical guidance;
-    `text` (T, C) float32, where embeddings are given; `positions` (F,) float32, r = i / (N - 1); `step_positions`, the
-    draw's position in the stream; `case_id`.
+    An item is a dict: `hu` (F, H, W) int16; `classes` (F, H, W) uint8, with anatomical guidance; `text` (T, C) float32,
+    where embeddings are given; `positions` (F,) float32, r = i / (N - 1); `step_positions`, the draw's position in the
+    stream; `case_id`.
+
+    Windows are kept once for all volumes of a length, and nothing is kept of a volume but its name and its prompt.
 
     Args:
         cases: prepared volumes.
@@ -55,29 +62,45 @@ class View(Dataset):
         stream: int = 0,
     ):
         self.experiment, self.text, self.stream = experiment, text, stream
-        self.samples = [Sample(case, frames) for case in cases for frames in self.windows(case.image.shape[0])]
+        self.cases, self.prompts, self.num_slices = list(cases), [], []
+        for case in cases:
+            meta = case.meta
+            self.prompts.append(meta["prompt"])
+            self.num_slices.append(meta["grid"]["shape"][0])
+        self._windows = {length: np.array(self.windows(length), np.int32) for length in set(self.num_slices)}
+        self._ends = np.cumsum([len(self._windows[length]) for length in self.num_slices], dtype=np.int64)
 
     def windows(self, num_slices: int) -> list[tuple[int, ...]]:
         """Return the windows of a volume of `num_slices`, each an ascending tuple of slices."""
         raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def sample(self, number: int) -> Sample:
+        """Return a sample by its number, counted through the volumes."""
+        volume = int(np.searchsorted(self._ends, number, side="right"))
+        num_slices = self.num_slices[volume]
+        windows = self._windows[num_slices]
+        frames = windows[number - int(self._ends[volume])].tolist()  # counted from the volume's last
+        return Sample(self.cases[volume], frames, num_slices, self.prompts[volume])
 
     def __getitem__(self, draw: Draw) -> dict:
-        sample = self.samples[draw.sample]
-        case, frames = sample.case, list(sample.frames)
-        image = np.asarray(case.image[frames], np.float32)
+        return self.item(draw, self.sample(draw.sample))
+
+    def item(self, draw: Draw, sample: Sample) -> dict:
+        """Return what the model is given of a sample."""
         item = {
-            "frames": hu_to_unit(image, self.experiment.data),
-            "positions": np.array(frames, np.float32) / max(case.image.shape[0] - 1, 1),
+            "hu": np.asarray(sample.case.image[sample.frames]),
+            "positions": np.array(sample.frames, np.float32) / max(sample.num_slices - 1, 1),
             "step_positions": draw.position,
-            "case_id": case.case_id,
+            "case_id": sample.case.case_id,
         }
         if self.experiment.model.anatomical_guidance:
-            item["classes"] = class_map(case.labels[frames], self.experiment.model.num_mask_classes).astype(np.int64)
+            labels = sample.case.labels[sample.frames]
+            item["classes"] = class_map(labels, self.experiment.model.num_mask_classes)
         if self.text is not None:
-            item["text"] = self.text[case.prompt]
+            item["text"] = self.text[sample.prompt]
         return item
 
     def rng(self, draw: Draw) -> np.random.Generator:
@@ -104,20 +127,20 @@ class PairDataset(View):
         """Return the pairs (i, j)."""
         return pairs(num_slices, self.experiment.data.skips)
 
-    def __getitem__(self, draw: Draw) -> dict:
-        item = super().__getitem__(draw)
+    def item(self, draw: Draw, sample: Sample) -> dict:
+        """Return what the model is given of a pair."""
+        item = super().item(draw, sample)
         if self.experiment.model.flow:
-            item["flow"] = self._flow(draw, item["classes"])
+            item["flow"] = self._flow(draw, sample)
         return item
 
-    def _flow(self, draw: Draw, classes: np.ndarray) -> np.ndarray:
+    def _flow(self, draw: Draw, sample: Sample) -> np.ndarray:
         data, model, train = self.experiment.data, self.experiment.model, self.experiment.train
         choice = self.rng(draw).random()
         if choice < train.mask_flow:
-            return mask_flow(classes[0], classes[1], model.num_mask_classes, data.flow_stride)
+            return np.array(sample.case.mask_flow(*sample.frames, model.num_mask_classes))
         if choice < train.mask_flow + train.flow_dropout:
             return np.zeros((2, data.size // data.flow_stride, data.size // data.flow_stride), np.float32)
-        sample = self.samples[draw.sample]
         return np.asarray(sample.case.flow(*sample.frames), np.float32)
 
 

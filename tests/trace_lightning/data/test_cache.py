@@ -6,14 +6,18 @@ import resource
 import signal
 import time
 from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from trace_lightning.anatomy.labels import BONE, LUNG
+from trace_lightning.artifacts import write_array
 from trace_lightning.data import cache
 from trace_lightning.data.ct_rate import read_index, split
-from trace_lightning.data.flow import dis_flow, to_shares
+from trace_lightning.data.flow import dis_flow, mask_flow, to_shares
+from trace_lightning.data.masks import class_map
 from trace_lightning.data.preprocess import hu_to_unit
 from trace_lightning.errors import UserError
 
@@ -58,7 +62,43 @@ def test_flow_is_kept_for_training_pairs_only(experiment, quiet):
         expected = to_shares(dis_flow(*grey.astype(np.uint8)), 4)
         np.testing.assert_allclose(case.flow(4, 8), expected, rtol=1e-3, atol=1e-6)
         assert np.abs(expected).max() > 0.005
-    assert not any(path.name.startswith("flow") for case in prepared.cases("test") for path in case.folder.iterdir())
+        for i, j in ((3, 4), (6, 8), (4, 8)):
+            classes = class_map(case.labels, 3)
+            np.testing.assert_array_equal(case.mask_flow(i, j, 3), mask_flow(classes[i], classes[j], 3, 4))
+    assert not any("flow" in path.name for case in prepared.cases("test") for path in case.folder.iterdir())
+
+
+@pytest.mark.parametrize(("flow", "share", "names"), [(True, 0.0, {"flow"}), (False, 0.4, set())])
+def test_flow_is_prepared_where_a_row_trains_on_it(fresh, quiet, flow, share, names):
+    fresh.model.flow, fresh.train.mask_flow = flow, share
+    (case, *_) = cache.prepare(fresh, quiet).cases("train")
+    assert {path.stem.rpartition("_")[0] for path in case.folder.glob("*flow*")} == names
+    fresh.model.flow, fresh.train.mask_flow, fresh.model.num_mask_classes = True, 0.1, 2
+    assert not cache.is_prepared(fresh)
+    cache.prepare(fresh, quiet)
+    assert {path.stem.rpartition("_")[0] for path in case.folder.glob("*flow*")} == {"flow", "mask_flow_2"}
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counted by Linux' /proc")
+def test_many_cases_are_read_with_few_open_files(fresh, quiet, monkeypatch):
+    """Systems allow a process some hundred open files; a map holds one."""
+    monkeypatch.setattr(cache, "_map", lru_cache(maxsize=4)(cache._map.__wrapped__))
+    cases = cache.prepare(fresh, quiet).cases("train")
+    before = open_files()
+    for case in cases * 2:
+        assert case.image[3].max() > case.labels[3].max() > case.flow(4, 8).max()
+        assert open_files() <= before + 4
+
+
+def test_a_map_is_of_the_file_that_lies_there(tmp_path):
+    case = cache.PreparedCase(tmp_path)
+    for value in (1, 2):
+        write_array(tmp_path / "image.npy", np.full((2, 3, 4), value, np.int16))
+        assert (case.image == value).all()
 
 
 def test_the_flow_of_each_skip_has_a_quality(experiment, quiet):
@@ -169,7 +209,12 @@ def test_a_replaced_volume_is_prepared_again(tree, tmp_path, make_experiment, ma
     tree.write_volume("train_2_a_1", make_chest(seed=9))
     cache.prepare(experiment, quiet)
     changed = {name for name, time_ns in files_of(folder).items() if before[name] != time_ns}
-    names = ("flow_1.npy", "flow_2.npy", "flow_4.npy", "image.npy", "labels.npy", "meta.json")
+    names = [
+        "image.npy",
+        "labels.npy",
+        "meta.json",
+        *(f"{of}_{k}.npy" for of in ("flow", "mask_flow_3") for k in (1, 2, 4)),
+    ]
     assert changed == {f"train_2_a_1/{name}" for name in names}
 
 

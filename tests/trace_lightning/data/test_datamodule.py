@@ -15,6 +15,8 @@ from trace_lightning.data import cache
 from trace_lightning.data.datamodule import CTRateDataModule, StreamSampler
 from trace_lightning.data.flow import mask_flow
 from trace_lightning.data.masks import class_map
+from trace_lightning.data.pairs import pairs
+from trace_lightning.data.preprocess import hu_to_unit
 from trace_lightning.data.views import ClipDataset, Draw, PairDataset, VolumeDataset
 from trace_lightning.errors import UserError
 
@@ -70,11 +72,14 @@ def test_epochs_and_seeds_have_their_own_order():
 
 
 def test_a_batch_holds_what_the_row_uses(experiment, text):
-    batch = next(iter(loaded(experiment, text).train_dataloader()))
+    module = loaded(experiment, text)
+    sent = next(iter(module.train_dataloader()))
+    assert (sent["hu"].shape, sent["hu"].dtype) == ((4, 2, 32, 32), torch.int16)
+    batch = module.on_after_batch_transfer(sent)
     shapes = {key: (tuple(value.shape), value.dtype) for key, value in batch.items() if key != "case_id"}
     assert shapes == {
         "frames": ((4, 2, 32, 32), torch.float32),
-        "classes": ((4, 2, 32, 32), torch.int64),
+        "classes": ((4, 2, 32, 32), torch.uint8),
         "flow": ((4, 2, 8, 8), torch.float32),
         "positions": ((4, 2), torch.float32),
         "text": ((4, 7, 5), torch.float32),
@@ -89,11 +94,11 @@ def test_a_batch_holds_what_the_row_uses(experiment, text):
 
     pfm = deepcopy(experiment)
     pfm.model.anatomical_guidance = pfm.model.flow = False
-    assert next(iter(loaded(pfm).train_dataloader())).keys() == {"frames", "positions", "step_positions", "case_id"}
+    assert next(iter(loaded(pfm).train_dataloader())).keys() == {"hu", "positions", "step_positions", "case_id"}
     dag = deepcopy(experiment)
     dag.model.paired_frames = dag.model.flow = False
     batch = next(iter(loaded(dag, text).train_dataloader()))
-    assert batch["frames"].shape == batch["classes"].shape == (4, 1, 32, 32)
+    assert batch["hu"].shape == batch["classes"].shape == (4, 1, 32, 32)
     assert "flow" not in batch
 
 
@@ -101,12 +106,40 @@ def test_items_are_the_slices_of_their_case(experiment, text):
     view = loaded(experiment, text).train_view
     assert len(view) == 3 * PAIRS_PER_VOLUME
     for n in (0, 12, PAIRS_PER_VOLUME + 17):
-        item, (case, frames) = view[Draw(5, n)], (view.samples[n].case, list(view.samples[n].frames))
-        np.testing.assert_allclose(item["frames"] * 1000, case.image[frames], atol=1e-3)
+        item, (case, frames, *_) = view[Draw(5, n)], view.sample(n)
+        np.testing.assert_array_equal(item["hu"], case.image[frames])
         np.testing.assert_array_equal(item["classes"], class_map(case.labels, 3)[frames])
         np.testing.assert_allclose(item["positions"], np.array(frames) / 11)
         np.testing.assert_array_equal(item["text"], text[case.prompt])
         assert item["case_id"] == case.case_id
+
+
+def test_frames_are_the_images_in_the_window(experiment):
+    module = loaded(experiment)
+    sent = next(iter(module.train_dataloader()))
+    batch = module.on_after_batch_transfer(sent)
+    hu = sent["hu"].numpy().astype(np.float32)
+    np.testing.assert_array_equal(batch["frames"].numpy(), hu_to_unit(hu, experiment.data))
+    np.testing.assert_allclose(batch["frames"] * 1000, hu, atol=1e-3)
+    assert {key: value for key, value in batch.items() if key != "frames"}.keys() == sent.keys() - {"hu"}
+
+
+def test_samples_are_counted_through_volumes_of_any_length(tree, make_chest, make_experiment, tmp_path, quiet):
+    for number, depth in enumerate((9, 14, 9), start=1):
+        tree.add(f"train_{number}_a_1", make_chest(depth, seed=number))
+    tree.add("valid_1_a_1", make_chest())
+    experiment = make_experiment(tree.write_tables().root, tmp_path / "cache")
+    experiment.data.num_val_patients, experiment.data.num_test_patients = 0, 1
+    cache.prepare(experiment, quiet)
+    view = loaded(experiment).train_view
+    expected = [
+        (case.case_id, list(pair), depth)
+        for case, depth in ((case, case.grid.shape[0]) for case in view.cases)
+        for pair in pairs(depth, [1, 2, 4])
+    ]
+    found = [view.sample(n) for n in range(len(view))]
+    assert [(sample.case.case_id, sample.frames, sample.num_slices) for sample in found] == expected
+    assert {sample.prompt for sample in found} == {case.prompt for case in view.cases}
 
 
 def test_train_and_val_are_other_patients(experiment, text):
@@ -126,7 +159,7 @@ def test_flow_comes_from_masks_images_or_nowhere_in_the_configured_shares(experi
     of_mask, none, of_image = 0, 0, 0
     for position in range(400):
         n = position % len(view)
-        item, sample = view[Draw(position, n)], view.samples[n]
+        item, sample = view[Draw(position, n)], view.sample(n)
         if not item["flow"].any():
             none += 1
         elif np.array_equal(item["flow"], np.asarray(sample.case.flow(*sample.frames), np.float32)):
@@ -216,7 +249,7 @@ def test_validation_is_a_fixed_subset(experiment, text):
     assert all(equal(a, b) for a, b in zip(first, again, strict=True))
     other = deepcopy(experiment)
     other.seed = 3
-    assert torch.equal(next(iter(loaded(other, text).val_dataloader()))["frames"], first[0]["frames"])
+    assert torch.equal(next(iter(loaded(other, text).val_dataloader()))["hu"], first[0]["hu"])
 
 
 def test_at_most_64_samples_are_validated_on(experiment, monkeypatch):
@@ -246,9 +279,9 @@ def test_clips_and_volumes(experiment, text, monkeypatch):
     module = loaded(experiment, text, view=ClipDataset)
     assert len(module.train_view) == 3 * 5
     batch = next(iter(module.train_dataloader()))
-    assert batch["frames"].shape == (4, 8, 32, 32)
+    assert batch["hu"].shape == (4, 8, 32, 32)
     np.testing.assert_allclose(np.diff(batch["positions"]), 1 / 11, rtol=1e-5)
-    assert next(iter(loaded(experiment, text, view=VolumeDataset).train_dataloader()))["frames"].shape[1] == 12
+    assert next(iter(loaded(experiment, text, view=VolumeDataset).train_dataloader()))["hu"].shape[1] == 12
 
 
 def test_a_view_travels_to_a_process_without_its_arrays(experiment):
@@ -256,7 +289,7 @@ def test_a_view_travels_to_a_process_without_its_arrays(experiment):
     item = view[Draw(3, 0)]
     sent = pickle.dumps(view)
     assert len(sent) < 20_000
-    np.testing.assert_array_equal(pickle.loads(sent)[Draw(3, 0)]["frames"], item["frames"])
+    np.testing.assert_array_equal(pickle.loads(sent)[Draw(3, 0)]["hu"], item["hu"])
 
 
 def test_loading_is_fast(experiment, quiet):

@@ -116,6 +116,27 @@ def test_planted_defects_are_found_and_none_is_invented(root, tmp_path, capsys):
     assert all(reason in printed and REFUSALS[reason] in printed for reason in DEFECTS)
 
 
+@pytest.mark.slow
+def test_twenty_defects_among_two_hundred_patients(tmp_path):
+    """Ten kinds, two volumes each, at random; every volume is another patient."""
+    kinds = (
+        "rescaled_twice", "raw_in_v2", "wrong_intercept", "not_finite", "constant", "spacing_impossible",
+        "too_few_slices", "not_chest", "back_to_front", "upside_down",
+    )  # fmt: skip
+    config = PhantomConfig(num_train_patients=180, num_valid_patients=20, size=32, spacing_z_mm=[10.0, 12.0], seed=5)
+    write_tree(tmp_path, config)
+    paths = sorted((tmp_path / "dataset").glob("*_fixed/*/*/*.nii.gz"))
+    assert len(paths) == 200
+    chosen = np.random.default_rng(0).choice(len(paths), 2 * len(kinds), replace=False)
+    planted = {paths[n].name: kind for n, kind in zip(chosen, kinds * 2, strict=True)}
+    for n in chosen:
+        DEFECTS[planted[paths[n].name]](paths[n])
+    code, rows = run(tmp_path, tmp_path / "doctor.csv")
+    assert code == 1
+    assert len(rows) == 200
+    assert {name: row["reason"] for name, row in rows.items() if row["state"] == "refused"} == planted
+
+
 def test_lists_tables_and_strays(root, tmp_path):
     metadata = root / "dataset" / "metadata"
     (metadata / "no_chest_train.txt").write_text("train_fixed/train_1/train_1_a/train_1_a_1.nii.gz\n")
