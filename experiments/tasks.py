@@ -23,7 +23,7 @@ from experiments.methods import ANATOMY_CODE, DATA_CODE, FLOW_KEYS, method_of, w
 from experiments.stamps import code_digests, fingerprint
 from trace_lightning.artifacts import digest, file_digest
 from trace_lightning.config import Experiment
-from trace_lightning.data import raft
+from trace_lightning.data import masks, raft
 from trace_lightning.errors import NotEnoughPatients, UserError
 
 STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
@@ -188,11 +188,16 @@ def _training(folders: Folders, experiment: Experiment) -> Path:
 
 def prepare_keys(experiment: Experiment) -> dict[str, Any]:
     """Return the keys that the prepared data depends on; flow is prepared for the rows that use it."""
-    moot = ["data.root", "data.num_workers", "data.flow_weights"]
+    moot = ["data.root", "data.num_workers", "data.flow_weights", "data.vista3d_weights"]
     moot += ["data.phantom"] if experiment.data.root else []
     moot += [] if experiment.model.flow else ["data.skips"]
-    keys = without({"data": asdict(experiment.data), "flow_weights": raft.weights_stamp(experiment.data)}, moot)
-    return {**keys, "model": {"flow": experiment.model.flow}, "files": _files(experiment, "train", "val", "test")}
+    keys = {
+        "data": asdict(experiment.data),
+        "flow_weights": raft.weights_stamp(experiment.data),
+        "mask_weights": masks.weights_stamp(experiment.data),
+    }
+    files = _files(experiment, "train", "val", "test")
+    return {**without(keys, moot), "model": {"flow": experiment.model.flow}, "files": files}
 
 
 def training_keys(experiment: Experiment) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +131,7 @@ def volumes_folder(experiment: Experiment) -> Path:
         "reading": [data.version, data.repair],
         "grid": [data.size, data.in_plane, data.spacing_mm if data.in_plane == "resample" else None, data.spacing_z_mm],
         "window": [data.hu_min, data.hu_max],
-        "mask_source": data.mask_source,
+        "masks": masks.identity(data),
         "flow": flow.identity(data),
     }
     return Path(experiment.run.cache_dir) / "volumes" / digest(identity)
@@ -164,7 +164,7 @@ def prepare(experiment: Experiment, progress: Progress) -> Prepared:
             sweep_temporary(prepared.folder)
             for done, (scan, of_scan) in enumerate(missing):
                 progress(done, len(missing), scan.case_id)
-                _prepare_case(prepared.folder, scan, of_scan, experiment)
+                _prepare_case(prepared.folder, scan, of_scan, experiment, partial(progress, done, len(missing)))
             progress(len(missing), len(missing), "")
     return prepared
 
@@ -240,12 +240,12 @@ def _is_done(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment
     return meta["source"] == _source(scan, experiment) and meta["prompt"] == scan.prompt
 
 
-def _prepare_case(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment) -> None:
+def _prepare_case(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment, note: masks.Note) -> None:
     folder, data, root = volumes / scan.case_id, experiment.data, data_root(experiment)
     if not _is_done(volumes, scan, [], experiment):
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            _write_case(temporary, scan, experiment)
+            _write_case(temporary, scan, experiment, note)
     case = PreparedCase(folder)
     missing = [skip for skip in skips if not flow_path(folder, skip).is_file()]
     if missing:
@@ -254,10 +254,10 @@ def _prepare_case(volumes: Path, scan: Scan, skips: list[int], experiment: Exper
             _write_flow(case, skip, pair_flow, data.flow_stride)
 
 
-def _write_case(folder: Path, scan: Scan, experiment: Experiment) -> None:
+def _write_case(folder: Path, scan: Scan, experiment: Experiment, note: masks.Note) -> None:
     data = experiment.data
     volume = ct_rate.read_scan(scan, data.repair)
-    labels = masks.load_labels(scan, volume, data, data_root(experiment))
+    labels = masks.load_labels(scan, volume, data, data_root(experiment), experiment.run.device, note)
     image = preprocess.to_model_grid(volume, data)
     if image.grid.shape[0] < data.min_slices:
         raise UserError(
