@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trace_lightning.config import Experiment
-from trace_lightning.data import raft
+from trace_lightning.data import masks, raft
 from trace_lightning.data.text import weights_stamp
 from trace_lightning.errors import UserError
 
@@ -59,6 +59,7 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
         "seed": experiment.seed,
         "text_weights": weights_stamp(experiment.text),
         "flow_weights": raft.weights_stamp(experiment.data),  # by content: the file may move
+        "mask_weights": masks.weights_stamp(experiment.data),
         "data": asdict(experiment.data),
         "text": asdict(experiment.text),
         "model": asdict(experiment.model),
@@ -66,12 +67,12 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
         "train": asdict(experiment.train),
     }
     model, train, sample = experiment.model, experiment.train, experiment.sample
-    moot = ["data.root", "data.num_test_patients", "data.num_workers", "data.flow_weights"]
+    moot = ["data.root", "data.num_test_patients", "data.num_workers", "data.flow_weights", "data.vista3d_weights"]
     moot += ["train.log_every_steps", "train.checkpoint_every_steps"]
     if not model.paired_frames:
         moot += ["data.skips"]
     if not model.anatomical_guidance:
-        moot += ["data.mask_source", "train.text_dropout"]
+        moot += ["data.mask_source", "mask_weights", "train.text_dropout"]
     if not model.flow:
         moot += [*FLOW_KEYS, "train.mask_flow", "train.flow_dropout"]
     if model.paired_frames and model.anatomical_guidance and train.guidance_training > 0:

@@ -23,7 +23,7 @@ from experiments.methods import ANATOMY_CODE, DATA_CODE, FLOW_KEYS, method_of, w
 from experiments.stamps import code_digests, fingerprint
 from trace_lightning.artifacts import digest, file_digest
 from trace_lightning.config import Experiment
-from trace_lightning.data import raft
+from trace_lightning.data import masks, raft
 from trace_lightning.errors import NotEnoughPatients, UserError
 
 STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
@@ -190,12 +190,16 @@ def prepare_keys(experiment: Experiment) -> dict[str, Any]:
     """Return the keys that the prepared data depends on; flow is prepared for the rows that use it."""
     from trace_lightning.data.cache import mask_flow_classes
 
-    moot = ["data.root", "data.num_workers", "data.flow_weights"]
+    moot = ["data.root", "data.num_workers", "data.flow_weights", "data.vista3d_weights"]
     moot += ["data.phantom"] if experiment.data.root else []
     moot += [] if experiment.model.flow else ["data.skips"]
-    keys = without({"data": asdict(experiment.data), "flow_weights": raft.weights_stamp(experiment.data)}, moot)
+    keys = {
+        "data": asdict(experiment.data),
+        "flow_weights": raft.weights_stamp(experiment.data),
+        "mask_weights": masks.weights_stamp(experiment.data),
+    }
     of_model = {"flow": experiment.model.flow, "mask_flow_classes": mask_flow_classes(experiment)}
-    return {**keys, "model": of_model, "files": _files(experiment, "train", "val", "test")}
+    return {**without(keys, moot), "model": of_model, "files": _files(experiment, "train", "val", "test")}
 
 
 def training_keys(experiment: Experiment) -> dict[str, Any]:

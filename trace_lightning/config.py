@@ -41,7 +41,8 @@ class DataConfig:
     reconstructions: Literal["first", "all"] = "first"  # volumes of a patient that are used
     version: Literal["auto", "v1", "v2"] = "auto"  # of CT-RATE's files: raw (v1), HU (v2), v2 where it lies on disk
     repair: bool = False  # mend volumes whose contents explain what their folder or table says wrongly
-    mask_source: Literal["phantom", "threshold", "ts_total"] = "phantom"
+    mask_source: Literal["phantom", "threshold", "ts_total", "vista3d"] = "phantom"
+    vista3d_weights: str = "hub"  # of `vista3d`: NVIDIA's from the hub, or the path of a file
     size: int = 256  # pixels along each in-plane axis of the model's grid
     in_plane: Literal["resize", "resample"] = "resize"  # whole field of view, or a fixed spacing cropped/padded to size
     spacing_mm: float = 1.5  # in plane, used by `resample`

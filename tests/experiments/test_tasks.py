@@ -134,6 +134,20 @@ def test_flow_weights_count_by_content_where_raft_is_used(tmp_path):
     assert keys("pfm", tmp_path / "a")["train"] == keys("pfm", tmp_path / "other")["train"]  # a row without flow
 
 
+def test_mask_weights_count_by_content_where_masks_matter(tmp_path):
+    def keys(name: str, path: Path, source: str = "vista3d") -> dict:
+        wanted = load(name, overrides=[f"data.mask_source={source}", f"data.vista3d_weights={path}"]).experiment
+        return {"train": training_keys(wanted), "prepare": prepare_keys(wanted), "test": reference_keys(wanted)}
+
+    for name, content in (("a", b"1"), ("moved", b"1"), ("other", b"2")):
+        (tmp_path / name).write_bytes(content)
+    first, moved, other = (keys("mask_128", tmp_path / name) for name in ("a", "moved", "other"))
+    assert first == moved
+    assert all(first[kind] != other[kind] for kind in first)
+    assert keys("ours", tmp_path / "a", "threshold") == keys("ours", tmp_path / "other", "threshold")
+    assert keys("pfm", tmp_path / "a")["train"] == keys("pfm", tmp_path / "other")["train"]  # a row without masks
+
+
 def test_masks_on_disk_count_where_they_are_read(tree, tmp_path):
     root = shutil.copytree(tree, tmp_path / "ct")
 

@@ -48,6 +48,14 @@ def supported_ids() -> tuple[int, ...]:
 
 
 @cache
+def everything_ids() -> tuple[int, ...]:
+    """Return the 117 ids that VISTA3D's automatic path asks for, ascending: neither composites nor overlapping."""
+    table = _table()
+    left_out = {*map(int, table["composite_ids"]), *table["overlapping_ids"]}
+    return tuple(i for i in supported_ids() if i not in left_out)
+
+
+@cache
 def granularity_map(num_classes: int) -> np.ndarray:
     """Return the table raw VISTA3D id -> class, uint8, shape (256,), for 2, 3 or 128 classes incl. background.
 

@@ -19,7 +19,7 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,7 +136,7 @@ def volumes_folder(experiment: Experiment) -> Path:
         "reading": [data.version, data.repair],
         "grid": [data.size, data.in_plane, data.spacing_mm if data.in_plane == "resample" else None, data.spacing_z_mm],
         "window": [data.hu_min, data.hu_max],
-        "mask_source": data.mask_source,
+        "masks": masks.identity(data),
         "flow": flow.identity(data),
     }
     return Path(experiment.run.cache_dir) / "volumes" / digest(identity)
@@ -166,7 +166,7 @@ def prepare(experiment: Experiment, progress: Progress) -> Prepared:
             sweep_temporary(prepared.folder)
             for done, (scan, flows) in enumerate(missing):
                 progress(done, len(missing), scan.case_id)
-                _prepare_case(prepared.folder, scan, flows, experiment)
+                _prepare_case(prepared.folder, scan, flows, experiment, partial(progress, done, len(missing)))
             progress(len(missing), len(missing), "")
     return prepared
 
@@ -253,12 +253,12 @@ def _is_done(volumes: Path, scan: Scan, flows: list[FlowOf], experiment: Experim
     return meta["source"] == _source(scan, experiment) and meta["prompt"] == scan.prompt
 
 
-def _prepare_case(volumes: Path, scan: Scan, flows: list[FlowOf], experiment: Experiment) -> None:
+def _prepare_case(volumes: Path, scan: Scan, flows: list[FlowOf], experiment: Experiment, note: masks.Note) -> None:
     folder, data, root = volumes / scan.case_id, experiment.data, data_root(experiment)
     if not _is_done(volumes, scan, [], experiment):
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            _write_case(temporary, scan, experiment)
+            _write_case(temporary, scan, experiment, note)
     case = PreparedCase(folder)
     missing = [of for of in flows if not flow_path(folder, *of).is_file()]
     if any(of.num_classes is None for of in missing):
@@ -270,10 +270,10 @@ def _prepare_case(volumes: Path, scan: Scan, flows: list[FlowOf], experiment: Ex
             _write_mask_flow(case, of.skip, of.num_classes, data.flow_stride)
 
 
-def _write_case(folder: Path, scan: Scan, experiment: Experiment) -> None:
+def _write_case(folder: Path, scan: Scan, experiment: Experiment, note: masks.Note) -> None:
     data = experiment.data
     volume = ct_rate.read_scan(scan, data.repair)
-    labels = masks.load_labels(scan, volume, data, data_root(experiment))
+    labels = masks.load_labels(scan, volume, data, data_root(experiment), experiment.run.device, note)
     image = preprocess.to_model_grid(volume, data)
     if image.grid.shape[0] < data.min_slices:
         raise UserError(

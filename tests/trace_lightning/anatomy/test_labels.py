@@ -25,8 +25,9 @@ def test_what_vista3d_can_be_asked_for():
 
 def test_everything_leaves_out_composites_and_overlaps():
     composites, overlapping = {int(i) for i in TABLE["composite_ids"]}, set(TABLE["overlapping_ids"])
-    everything = set(labels.supported_ids()) - composites - overlapping
-    assert everything == set(range(1, 133)) - NOT_EVERYTHING
+    everything = labels.everything_ids()
+    assert set(everything) == set(range(1, 133)) - NOT_EVERYTHING
+    assert list(everything) == sorted(everything)
     assert (len(everything), len(composites), len(overlapping)) == (117, 3, 7)
 
 

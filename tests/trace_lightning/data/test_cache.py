@@ -162,7 +162,7 @@ def test_the_digest_names_what_the_arrays_depend_on(experiment, full_tree, tmp_p
     same = {
         "num_train_patients": 1, "train_fraction": 0.5, "num_val_patients": 0, "num_test_patients": 1, "split_seed": 3,
         "reconstructions": "all", "skips": [3], "num_workers": 2, "min_slices": 2, "spacing_mm": 9.0,
-        "flow_model": "raft_small", "flow_weights": "x.pth",
+        "flow_model": "raft_small", "flow_weights": "x.pth", "vista3d_weights": "x.pt",
     }  # fmt: skip
     other = {
         "root": str(tmp_path), "mask_source": "phantom", "size": 64, "in_plane": "resample", "spacing_z_mm": 2.0,

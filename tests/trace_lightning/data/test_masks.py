@@ -1,4 +1,6 @@
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -7,11 +9,12 @@ import pytest
 from trace_lightning.anatomy import labels as vista3d
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.anatomy.labels import BONE, LUNG
+from trace_lightning.anatomy.vista3d import Vista3D
 from trace_lightning.artifacts import Volume, read_volume
 from trace_lightning.config import DataConfig
 from trace_lightning.data import cache
 from trace_lightning.data.ct_rate import Scan, volume_path
-from trace_lightning.data.masks import class_map, load_labels, read_mask
+from trace_lightning.data.masks import class_map, identity, load_labels, read_mask, weights_stamp
 from trace_lightning.errors import UserError
 
 LPS = np.diag([-8.0, -8.0, 6.0, 1.0])
@@ -123,6 +126,97 @@ def test_masks_are_prepared_again_when_they_change(tree, make_experiment, make_c
     paths["train_1_a_1"].unlink()
     with pytest.raises(UserError, match="no TotalSegmentator mask of train_1_a_1"):
         cache.prepare(experiment, quiet)
+
+
+NEAR = np.diag([-2.0, -2.0, 3.0, 1.0])  # small enough for one window of VISTA3D
+
+
+@pytest.fixture(scope="module")
+def vista3d_weights(tmp_path_factory) -> Path:
+    """Random weights of a narrow VISTA3D in the real format."""
+    import torch
+    from monai.networks.nets import vista3d132
+
+    path = tmp_path_factory.mktemp("weights") / "small.pt"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(vista3d132(encoder_embed_dim=8).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def small_windows(monkeypatch):
+    """Windows of 64 voxels, an eighth of the work."""
+    monkeypatch.setattr(Vista3D, "load", partial(Vista3D.load, window=64))
+
+
+def test_vista3d_segments_a_scan_window_by_window(make_chest, tmp_path, vista3d_weights, small_windows):
+    volume = Volume(make_chest().astype(np.float32), Grid((12, 40, 40), NEAR))
+    scan = Scan("train_1_a_1", "train_1", "train", tmp_path / "x.nii.gz", None, None, None)
+    notes = []
+    data = DataConfig(mask_source="vista3d", vista3d_weights=str(vista3d_weights))
+    labels = load_labels(scan, volume, data, tmp_path, "cpu", notes.append)
+    assert (labels.shape, labels.dtype) == (volume.hu.shape, np.uint8)
+    assert notes == ["train_1_a_1: window 1 of 1 of VISTA3D"]
+    assert set(np.unique(labels)) <= {0, *vista3d.everything_ids()}
+    assert len(np.unique(class_map(labels, 128))) == len(np.unique(labels)) > 5
+
+
+def test_vista3d_without_weights_names_the_key(make_chest, volume, tmp_path):
+    scan = Scan("train_1_a_1", "train_1", "train", tmp_path / "x.nii.gz", None, None, None)
+    data = DataConfig(mask_source="vista3d", vista3d_weights=str(tmp_path / "absent.pt"))
+    with pytest.raises(UserError, match=r"data\.vista3d_weights=.*absent\.pt: .*no such file\. Download https://"):
+        load_labels(scan, volume, data, tmp_path)
+    assert weights_stamp(data) is None
+
+
+def test_other_weights_are_other_masks(vista3d_weights, tmp_path):
+    def data_of(path: object, source: str = "vista3d") -> DataConfig:
+        return DataConfig(mask_source=source, vista3d_weights=str(path))
+
+    (tmp_path / "moved.pt").write_bytes(vista3d_weights.read_bytes())
+    (tmp_path / "other.pt").write_bytes(vista3d_weights.read_bytes() + b"1")
+    here = identity(data_of(vista3d_weights))
+    assert here == identity(data_of(tmp_path / "moved.pt"))
+    assert here != identity(data_of(tmp_path / "other.pt"))
+    assert identity(data_of("hub")) == ["vista3d", "nvidia/NV-Segment-CT/vista3d_pretrained_model/model.pt"]
+    assert identity(data_of(vista3d_weights, "threshold")) == identity(data_of("hub", "threshold"))
+    (tmp_path / "moved.pt").write_bytes(b"replaced")
+    assert identity(data_of(tmp_path / "moved.pt")) != here
+
+
+def test_prepared_volumes_hold_the_masks_of_vista3d(
+    tree, make_experiment, make_chest, tmp_path, vista3d_weights, small_windows
+):
+    for name in ("train_1_a_1", "valid_1_a_1"):
+        tree.add(name, make_chest())
+        tree.write_volume(name, make_chest(), NEAR)
+    experiment = make_experiment(tree.write_tables().root, tmp_path / "cache")
+    experiment.data.mask_source, experiment.data.vista3d_weights = "vista3d", str(vista3d_weights)
+    experiment.data.num_train_patients, experiment.data.num_val_patients, experiment.data.num_test_patients = 1, 0, 1
+    told = []
+    prepared = cache.prepare(experiment, lambda done, total, note="": told.append((done, total, note)))
+    assert (0, 2, "train_1_a_1: window 1 of 1 of VISTA3D") in told
+    assert (1, 2, "valid_1_a_1: window 1 of 1 of VISTA3D") in told
+    case = prepared.cases("test")[0]
+    assert len(np.unique(case.labels)) > 5
+    assert cache.is_prepared(experiment)
+    experiment.data.vista3d_weights = str(tmp_path / "absent.pt")
+    assert not cache.is_prepared(experiment)
+
+
+@pytest.mark.real_ct
+@pytest.mark.slow
+def test_vista3d_takes_a_real_scan(real_ct, vista3d_weights, small_windows):
+    """Untrained, so that only the way there and back is tried: air is background, labels vary, the grid is kept."""
+    volume = read_volume(volume_path(real_ct, "train_2_a_1"))
+    scan = Scan("train_2_a_1", "train_2", "train", volume_path(real_ct, "train_2_a_1"), None, None, None)
+    data = DataConfig(mask_source="vista3d", vista3d_weights=str(vista3d_weights))
+    notes = []
+    labels = load_labels(scan, volume, data, real_ct, "cpu", notes.append)
+    assert labels.shape == volume.hu.shape
+    assert len(notes) >= 8
+    assert len(np.unique(labels)) > 10
 
 
 @pytest.mark.real_ct
