@@ -95,7 +95,8 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
         "seed": experiment.seed,
         "last_session_seconds": round(time.monotonic() - started, 1),
         "peak_memory_bytes": peak_memory_bytes(device),
-        "prompts_truncated": num_truncated(list(datamodule.text or ())),
+        "prompts": len(datamodule.text or {}),
+        "prompts_truncated": num_truncated((datamodule.text or {}).values()),
         "metrics": {key: round(float(value), 6) for key, value in trainer.callback_metrics.items()},
     }
     _write_result(averaged.network_weights(), folder, record)
@@ -109,13 +110,16 @@ def is_trained(folder: Path) -> bool:
 
 
 def text_embeddings(experiment: Experiment) -> dict | None:
-    """Return the token embeddings of every prompt of the experiment's patients, or None for a row without text."""
+    """Return the embedding of every prompt of the experiment's patients, or None for a row without text."""
     from trace_lightning.data.cache import open_prepared
-    from trace_lightning.data.text import embed_prompts
+    from trace_lightning.data.text import context_length, embed_prompts, num_truncated
 
     if not uses_text(experiment):
         return None
-    return embed_prompts(open_prepared(experiment).prompts, experiment.text, Path(experiment.run.cache_dir))
+    text = embed_prompts(open_prepared(experiment).prompts, experiment.text, Path(experiment.run.cache_dir))
+    cut, length = num_truncated(text.values()), context_length(experiment.text)
+    print(f"   {cut} of {len(text)} prompts are longer than {length} tokens; what is beyond is not read", flush=True)
+    return text
 
 
 def network_keys(experiment: Experiment) -> dict:

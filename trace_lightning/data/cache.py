@@ -1,24 +1,23 @@
 """Prepared volumes: each scan is resampled, masked and traced once, then read by memory map.
 
     <cache_dir>/phantom/<digest>/                    the built-in phantom's CT-RATE tree
+    <cache_dir>/text/<digest>/                       embeddings of prompts (see `text`)
     <cache_dir>/volumes/<digest>/<case_id>/
         image.npy       (D, H, W) int16 HU on the model's grid
         labels.npy      (D, H, W) uint8 raw VISTA3D ids
         flow_<k>.npy    (P, 2, H/stride, W/stride) float16, of the pairs (0, k), (k, 2k), ...; added when a row needs it
-        meta.json       grid, prompt, source files, percent of each label group, quality of each skip's flow
+        meta.json       grid, source files, percent of each label group, quality of each skip's flow
 
-The digest names what the arrays depend on and nothing else: rows with other patients or skips share them. A folder
-appears by renaming when it is complete; processes that prepare at the same time take turns.
+The digest names what the arrays depend on and nothing else: rows with other patients, skips or prompts share them. A
+folder appears by renaming when it is complete; processes that prepare at the same time take turns.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,15 +26,16 @@ from trace_lightning.anatomy.labels import BACKGROUND, group_ids
 from trace_lightning.artifacts import (
     Volume,
     atomic_path,
-    digest,
     read_json,
     sweep_temporary,
     write_array,
     write_json,
 )
-from trace_lightning.config import Experiment, PhantomConfig
-from trace_lightning.data import ct_rate, flow, masks, preprocess
+from trace_lightning.config import DataConfig, Experiment, PhantomConfig
+from trace_lightning.data import ct_rate, flow, footprint, masks, preprocess
+from trace_lightning.data.cache_folder import cache_folder, touch, writing
 from trace_lightning.data.ct_rate import Scan, Split
+from trace_lightning.data.footprint import need_space
 from trace_lightning.data.pairs import pairs
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import Case, Progress
@@ -46,12 +46,16 @@ LABEL_GROUPS = ("lung", "bone", "airway", "vessel", "organ", "muscle", "lesion",
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """One prepared volume; arrays are memory maps, opened on first use and reopened in another process."""
+    """One prepared volume and its report as a prompt.
+
+    Arrays are memory maps, opened on first use and reopened in another process.
+    """
 
     folder: Path
+    prompt: str
 
     def __reduce__(self):
-        return PreparedCase, (self.folder,)
+        return PreparedCase, (self.folder, self.prompt)
 
     @property
     def case_id(self) -> str:
@@ -60,18 +64,13 @@ class PreparedCase:
 
     @cached_property
     def meta(self) -> dict:
-        """Return grid, prompt, source and label percentages."""
+        """Return grid, source and label percentages."""
         return read_json(self.folder / "meta.json")
-
-    @property
-    def prompt(self) -> str:
-        """Return the report as a prompt."""
-        return self.meta["prompt"]
 
     @property
     def grid(self) -> Grid:
         """Return the model's grid of this case."""
-        return Grid.from_json(self.meta["grid"])
+        return _grid(self.folder)
 
     @cached_property
     def image(self) -> np.ndarray:
@@ -97,35 +96,44 @@ class PreparedCase:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` leaves: the split, and a prepared case for each of its scans."""
+    """What `prepare` leaves: the split, and a prepared case for each of its scans. `data` words their prompts."""
 
     folder: Path
     split: Split
+    data: DataConfig
 
     def cases(self, part: str) -> list[PreparedCase]:
         """Return the cases of "train", "val" or "test", in the split's order."""
-        return [PreparedCase(self.folder / scan.case_id) for scan in getattr(self.split, part)]
+        return [PreparedCase(self.folder / scan.case_id, self._prompt(scan)) for scan in getattr(self.split, part)]
 
     @property
     def prompts(self) -> list[str]:
         """Return the prompts of all cases, each once."""
-        return list(dict.fromkeys(scan.prompt for scan in self.split.scans))
+        return list(dict.fromkeys(self._prompt(scan) for scan in self.split.scans))
+
+    def _prompt(self, scan: Scan) -> str:
+        if not self.data.prompt_length_mm:
+            return scan.prompt(self.data.prompt)
+        grid = _grid(self.folder / scan.case_id)  # which keeps the scan's extent whatever its slices
+        return scan.prompt(self.data.prompt, length_mm=grid.shape[0] * grid.spacing_mm[0])
 
 
 def data_root(experiment: Experiment) -> Path:
     """Return the CT-RATE tree that is read: `data.root`, or where the phantom lies once `prepare` has written it."""
     if experiment.data.root is not None:
         return Path(experiment.data.root)
-    from trace_lightning.data.phantom.tree import FORMAT as PHANTOM_FORMAT
-
-    identity = {"format": PHANTOM_FORMAT, **asdict(experiment.data.phantom)}
-    return Path(experiment.run.cache_dir) / "phantom" / digest(identity)
+    return cache_folder(experiment.run.cache_dir, "phantom", _phantom_identity(experiment.data.phantom))
 
 
 def volumes_folder(experiment: Experiment) -> Path:
     """Return the folder of prepared cases, named by all that their arrays depend on."""
+    return cache_folder(experiment.run.cache_dir, "volumes", volumes_identity(experiment))
+
+
+def volumes_identity(experiment: Experiment) -> dict[str, Any]:
+    """Return what prepared arrays depend on."""
     data = experiment.data
-    identity = {
+    return {
         "format": FORMAT,
         "root": str(data_root(experiment).resolve()) if data.root is not None else data_root(experiment).name,
         "reading": [data.version, data.repair],
@@ -134,7 +142,6 @@ def volumes_folder(experiment: Experiment) -> Path:
         "mask_source": data.mask_source,
         "flow": flow.identity(data),
     }
-    return Path(experiment.run.cache_dir) / "volumes" / digest(identity)
 
 
 def prepare(experiment: Experiment, progress: Progress) -> Prepared:
@@ -147,20 +154,18 @@ def prepare(experiment: Experiment, progress: Progress) -> Prepared:
         progress: counts volumes; the note is the case, or what is being written.
 
     Raises:
-        UserError: the tree, a volume or a mask is not usable; names it.
+        UserError: the tree, a volume or a mask is not usable; names it. Or the disk is too small.
     """
     root = data_root(experiment)
     if experiment.data.root is None:
         _write_phantom(root, experiment.data.phantom, progress)
-    prepared = Prepared(
-        volumes_folder(experiment), ct_rate.split(ct_rate.read_index(root, experiment.data.version), experiment.data)
-    )
-    skips = experiment.data.skips if experiment.model.flow else []
-    work = [(scan, skips) for scan in prepared.split.train + prepared.split.val]
-    work += [(scan, []) for scan in prepared.split.test]
-    missing = [(scan, of_scan) for scan, of_scan in work if not _is_done(prepared.folder, scan, of_scan, experiment)]
+    data = experiment.data
+    split = ct_rate.split(ct_rate.read_index(root, data.version), data)
+    prepared = Prepared(volumes_folder(experiment), split, data)
+    missing = _missing(prepared.folder, split, experiment)
     if missing:
-        with _alone(prepared.folder):
+        need_space(prepared.folder, sum(_files(prepared.folder, missing, experiment).values()), "preparing")
+        with writing(prepared.folder, volumes_identity(experiment)):
             sweep_temporary(prepared.folder)
             for done, (scan, of_scan) in enumerate(missing):
                 progress(done, len(missing), scan.case_id)
@@ -174,13 +179,23 @@ def is_prepared(experiment: Experiment) -> bool:
     root = data_root(experiment)
     if not (root / "dataset").is_dir():
         return False
-    folder, split = (
-        volumes_folder(experiment),
-        ct_rate.split(ct_rate.read_index(root, experiment.data.version), experiment.data),
-    )
-    skips = experiment.data.skips if experiment.model.flow else []
-    work = [(scan, skips) for scan in split.train + split.val] + [(scan, []) for scan in split.test]
-    return all(_is_done(folder, scan, of_scan, experiment) for scan, of_scan in work)
+    split = ct_rate.split(ct_rate.read_index(root, experiment.data.version), experiment.data)
+    return not _missing(volumes_folder(experiment), split, experiment)
+
+
+def files_to_write(experiment: Experiment) -> dict[Path, int]:
+    """Return the files that `prepare` would write and their sizes in bytes, from headers and tables alone.
+
+    Rows that share files name the same ones. Of a phantom that is not written yet, names and sizes are estimates.
+
+    Raises:
+        UserError: the tree is not usable.
+    """
+    root, volumes, data = data_root(experiment), volumes_folder(experiment), experiment.data
+    if data.root is None and not (root / "dataset" / "phantom.json").is_file():
+        return footprint.phantom_files(root, volumes, data, data.skips if experiment.model.flow else [])
+    split = ct_rate.split(ct_rate.read_index(root, data.version), data)
+    return _files(volumes, _missing(volumes, split, experiment), experiment)
 
 
 def open_prepared(experiment: Experiment) -> Prepared:
@@ -190,12 +205,13 @@ def open_prepared(experiment: Experiment) -> Prepared:
         UserError: a case is not prepared.
     """
     split = ct_rate.split(ct_rate.read_index(data_root(experiment), experiment.data.version), experiment.data)
-    prepared = Prepared(volumes_folder(experiment), split)
+    prepared = Prepared(volumes_folder(experiment), split, experiment.data)
     for scan in split.scans:
         if not (prepared.folder / scan.case_id / "meta.json").is_file():
             raise UserError(
                 f"{prepared.folder / scan.case_id}: {scan.case_id} is not prepared; run the stage `prepare`"
             )
+    touch(prepared.folder)
     return prepared
 
 
@@ -227,8 +243,32 @@ def flow_path(folder: Path, skip: int) -> Path:
 def _write_phantom(root: Path, config: PhantomConfig, progress: Progress) -> None:
     from trace_lightning.data.phantom.tree import write_tree
 
-    with _alone(root):
+    with writing(root, _phantom_identity(config)):
         write_tree(root, config, progress)
+
+
+def _phantom_identity(config: PhantomConfig) -> dict[str, Any]:
+    from trace_lightning.data.phantom.tree import FORMAT as PHANTOM_FORMAT
+
+    return {"format": PHANTOM_FORMAT, **asdict(config)}
+
+
+def _missing(volumes: Path, split: Split, experiment: Experiment) -> list[tuple[Scan, list[int]]]:
+    """Return the scans that are not prepared as the row needs them, each with its skips."""
+    skips = experiment.data.skips if experiment.model.flow else []
+    work = [(scan, skips) for scan in split.train + split.val] + [(scan, []) for scan in split.test]
+    return [(scan, of_scan) for scan, of_scan in work if not _is_done(volumes, scan, of_scan, experiment)]
+
+
+def _files(volumes: Path, missing: list[tuple[Scan, list[int]]], experiment: Experiment) -> dict[Path, int]:
+    """Return the files that are missing of some scans, and their sizes in bytes."""
+    files: dict[Path, int] = {}
+    for scan, skips in missing:
+        num_slices = preprocess.model_grid(ct_rate.read_grid(scan), experiment.data).shape[0]
+        of_case = footprint.case_files(volumes / scan.case_id, num_slices, skips, experiment.data)
+        done = _is_done(volumes, scan, [], experiment)
+        files |= {path: size for path, size in of_case.items() if not (done and path.is_file())}
+    return files
 
 
 def _is_done(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment) -> bool:
@@ -237,7 +277,7 @@ def _is_done(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment
     if not (folder / "meta.json").is_file() or not all(flow_path(folder, skip).is_file() for skip in skips):
         return False
     meta = read_json(folder / "meta.json")
-    return meta["source"] == _source(scan, experiment) and meta["prompt"] == scan.prompt
+    return meta["source"] == _source(scan, experiment)
 
 
 def _prepare_case(volumes: Path, scan: Scan, skips: list[int], experiment: Experiment) -> None:
@@ -246,7 +286,7 @@ def _prepare_case(volumes: Path, scan: Scan, skips: list[int], experiment: Exper
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             _write_case(temporary, scan, experiment)
-    case = PreparedCase(folder)
+    case = PreparedCase(folder, prompt="")
     missing = [skip for skip in skips if not flow_path(folder, skip).is_file()]
     if missing:
         pair_flow = flow.image_flow(scan, case.image, case.grid, data, root, experiment.run.device)
@@ -270,7 +310,6 @@ def _write_case(folder: Path, scan: Scan, experiment: Experiment) -> None:
         folder / "meta.json",
         {
             "grid": image.grid.to_json(),
-            "prompt": scan.prompt,
             "source": _source(scan, experiment),
             "percent": _percent(labels),
             "flow": {},
@@ -304,14 +343,9 @@ def _source(scan: Scan, experiment: Experiment) -> list:
     return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in source_files(scan, experiment)]
 
 
+def _grid(case_folder: Path) -> Grid:
+    return Grid.from_json(read_json(case_folder / "meta.json")["grid"])
+
+
 def _open(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process prepares in `folder`; the lock ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

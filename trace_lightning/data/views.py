@@ -15,6 +15,7 @@ from trace_lightning.data.flow import mask_flow
 from trace_lightning.data.masks import class_map
 from trace_lightning.data.pairs import pairs
 from trace_lightning.data.preprocess import hu_to_unit
+from trace_lightning.data.text import Embedding
 from trace_lightning.errors import UserError
 
 
@@ -37,13 +38,13 @@ class View(Dataset):
     """Windows of slices with what the model is conditioned on.
 
     An item is a dict: `frames` (F, H, W) float32 in [-1, 1]; `classes` (F, H, W) int64, with anatomical guidance;
-    `text` (T, C) float32, where embeddings are given; `positions` (F,) float32, r = i / (N - 1); `step_positions`, the
-    draw's position in the stream; `case_id`.
+    `text` (T, C) and `text_pooled` (P,) float32, where embeddings are given; `positions` (F,) float32, r = i / (N - 1);
+    `step_positions`, the draw's position in the stream; `case_id`.
 
     Args:
         cases: prepared volumes.
         experiment: the row.
-        text: prompt -> (T, C) float32 token embeddings.
+        text: prompt -> embedding.
         stream: tells the random choices of training (0) and validation (1) apart.
     """
 
@@ -51,7 +52,7 @@ class View(Dataset):
         self,
         cases: Sequence[PreparedCase],
         experiment: Experiment,
-        text: Mapping[str, np.ndarray] | None,
+        text: Mapping[str, Embedding] | None,
         stream: int = 0,
     ):
         self.experiment, self.text, self.stream = experiment, text, stream
@@ -77,7 +78,8 @@ class View(Dataset):
         if self.experiment.model.anatomical_guidance:
             item["classes"] = class_map(case.labels[frames], self.experiment.model.num_mask_classes).astype(np.int64)
         if self.text is not None:
-            item["text"] = self.text[case.prompt]
+            embedding = self.text[case.prompt]
+            item["text"], item["text_pooled"] = embedding.tokens, embedding.pooled
         return item
 
     def rng(self, draw: Draw) -> np.random.Generator:
