@@ -27,13 +27,12 @@ import numpy as np
 from memory import anonymous_bytes
 from rich.progress import Progress
 
-from trace_lightning.artifacts import write_array
 from trace_lightning.config import Experiment
 from trace_lightning.data import cache, masks
 from trace_lightning.data.datamodule import CTRateDataModule
 from trace_lightning.data.phantom.scan import Scan
 from trace_lightning.data.preprocess import hu_to_unit
-from trace_lightning.data.text import PromptTokens
+from trace_lightning.data.text import Embedding, Embeddings, write_embedding
 
 TOKENS = (77, 768)  # of ViT-L/14
 BATCHES, WARM_UP = 40, 6  # a repeat; those that are loaded ahead do not count
@@ -54,7 +53,7 @@ def main() -> None:
         experiment = _one_volume(Path(folder), options.size, options.slices)
         prepared = cache.prepare(experiment, lambda done, total, note="": bar.update(task, completed=done, total=total))
         (case,) = prepared.cases("train")
-        text = _random_tokens(Path(folder), prepared.prompts)
+        text = _random_embeddings(Path(folder), prepared.prompts)
         rows = {
             "loader, one worker": _loader(experiment, text, num_workers=1),
             "loader, this process": _loader(experiment, text, num_workers=0),
@@ -103,15 +102,16 @@ def _one_volume(folder: Path, size: int, slices: int) -> Experiment:
     return experiment
 
 
-def _random_tokens(folder: Path, prompts: list[str]) -> PromptTokens:
+def _random_embeddings(folder: Path, prompts: list[str]) -> Embeddings:
     """Write random embeddings where CLIP's would lie: their values cost the loader nothing."""
-    paths = {prompt: folder / f"tokens{number}.npy" for number, prompt in enumerate(prompts)}
+    paths = {prompt: folder / f"embedding{number}.npz" for number, prompt in enumerate(prompts)}
     for path in paths.values():
-        write_array(path, np.random.default_rng(0).normal(size=TOKENS).astype(np.float32))
-    return PromptTokens(paths)
+        tokens = np.random.default_rng(0).normal(size=TOKENS).astype(np.float32)
+        write_embedding(path, Embedding(tokens, tokens[0], *TOKENS[:1], *TOKENS[:1]))
+    return Embeddings(paths)
 
 
-def _loader(experiment: Experiment, text: PromptTokens, num_workers: int) -> Callable[[], tuple[float, float]]:
+def _loader(experiment: Experiment, text: Embeddings, num_workers: int) -> Callable[[], tuple[float, float]]:
     """Return what measures (pairs/s, seconds of processor a pair) of the training loader."""
     batches = _batches(experiment, text, num_workers)
     for _ in range(WARM_UP):
@@ -125,7 +125,7 @@ def _loader(experiment: Experiment, text: PromptTokens, num_workers: int) -> Cal
     return measure
 
 
-def _batches(experiment: Experiment, text: PromptTokens, num_workers: int) -> Iterator[dict]:
+def _batches(experiment: Experiment, text: Embeddings, num_workers: int) -> Iterator[dict]:
     experiment.data.num_workers = num_workers
     module = CTRateDataModule(experiment, text)
     module.setup("fit")

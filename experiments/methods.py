@@ -72,7 +72,7 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
     if not model.paired_frames:
         moot += ["data.skips"]
     if not model.anatomical_guidance:
-        moot += ["data.mask_source", "mask_weights", "train.text_dropout"]
+        moot += ["data.mask_source", "mask_weights", "data.prompt", "data.prompt_length_mm", "train.text_dropout"]
     if not model.flow:
         moot += [*FLOW_KEYS, "train.mask_flow", "train.flow_dropout"]
     if model.paired_frames and model.anatomical_guidance and train.guidance_training > 0:

@@ -231,7 +231,8 @@ def _estimate(workers: Workers, left: Sequence[Task], jobs: int, log: Path) -> d
             if outcome.state != "done":
                 raise UserError(f"the cost of the rows cannot be estimated: {outcome.message} (see {log})")
             costs |= outcome.value
-    print(f"  estimate: {plan.estimate(left, costs, jobs)}", flush=True)
+    print(f"  estimate: {plan.estimate(left, costs, jobs)}")
+    print("".join(f"  {line}\n" for line in plan.need_space(left, costs)), end="", flush=True)
     return plan.seconds_by_task(left, costs)
 
 

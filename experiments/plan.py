@@ -21,7 +21,6 @@ CHEST_MM = 300.0  # where nothing is known of the patients yet
 SCORING_SECONDS_PER_MEGAVOXEL = 4.0  # measured on one core
 PREPARING_SECONDS_PER_MEGAVOXEL = 3.0
 VOLUME_BYTES_PER_VOXEL = 1.3  # int16 with CT noise, gzipped
-CACHE_BYTES_PER_VOXEL = 4.5  # image, labels, flow of images and of masks at a quarter of the size
 PROCESS_BYTES = 0.6e9  # Python with its libraries
 TRAINING_BYTES_PER_PARAMETER = 20  # weights, average and the optimiser's two moments
 
@@ -162,12 +161,41 @@ def describe(tasks: Sequence[Task], left: Sequence[Task], jobs: int) -> str:
 def estimate(left: Sequence[Task], costs: dict[str, dict[str, float]], jobs: int) -> str:
     """Return time, disk and memory of what is left, in words."""
     seconds = seconds_by_task(left, costs)
-    disk = sum(_bytes(task, costs[task.experiment.name]) for task in left if task.key in seconds)
+    disk = sum(bytes_by_folder(left, costs).values())
     memory = sorted((cost["memory_bytes"] for cost in costs.values()), reverse=True)[:jobs]
     return (
         f"about {duration(makespan(left, seconds, jobs))} in all, {disk / 1e9:.1f} GB of disk, "
         f"{(sum(memory) + jobs * PROCESS_BYTES) / 1e9:.1f} GB of memory in {jobs} processes"
     )
+
+
+def need_space(left: Sequence[Task], costs: dict[str, dict[str, float]]) -> list[str]:
+    """Return for each folder in words how much will be written there and how much is free.
+
+    Raises:
+        UserError: a disk is too small.
+    """
+    from trace_lightning.data.footprint import need_space
+
+    return [need_space(folder, size, what) for (what, folder), size in bytes_by_folder(left, costs).items()]
+
+
+def bytes_by_folder(left: Sequence[Task], costs: dict[str, dict[str, float]]) -> dict[tuple[str, Path], float]:
+    """Return (what, where) -> the bytes that will be written; the cache counts once what rows share."""
+    from trace_lightning.data import cache
+
+    known = [task for task in left if task.experiment.name in costs]
+    cached: dict[Path, int] = {}
+    for task in known:
+        if task.name == "prepare":
+            cached |= cache.files_to_write(task.experiment)
+    sizes: dict[tuple[str, Path], float] = {}
+    for task in known:
+        run = task.experiment.run
+        sizes.setdefault(("the cache", Path(run.cache_dir)), sum(cached.values()))
+        results = "the results", Path(run.runs_dir)
+        sizes[results] = sizes.get(results, 0.0) + _bytes(task, costs[task.experiment.name])
+    return sizes
 
 
 def seconds_by_task(left: Sequence[Task], costs: dict[str, dict[str, float]]) -> dict[Any, float]:
@@ -225,8 +253,6 @@ def _bytes(task: Task, cost: dict[str, float]) -> float:
         return 0.0
     size = task.experiment.data.size
     match task.name:
-        case "prepare":
-            return cases.megavoxels(cases.train + cases.val + cases.test, size) * 1e6 * CACHE_BYTES_PER_VOXEL
         case "train":
             return cost.get("parameters", 0) * TRAINING_BYTES_PER_PARAMETER
         case "generate" | "reference":

@@ -66,11 +66,13 @@ def execute(task: Task) -> bool:
 def prepare(task: Task, progress: Progress) -> dict[str, Any]:
     """Fill the cache that trainings and references read."""
     from trace_lightning.data import cache
+    from trace_lightning.data.footprint import need_space
 
+    to_write = sum(cache.files_to_write(task.experiment).values())
+    print(f"   {need_space(cache.volumes_folder(task.experiment), to_write, 'preparing')}", flush=True)
     prepared = cache.prepare(task.experiment, progress)
     split = prepared.split
     return {
-        "prompts": _count_cut(prepared.prompts),
         "train": [scan.case_id for scan in split.train],
         "val": [scan.case_id for scan in split.val],
         "test": [scan.case_id for scan in split.test],
@@ -160,15 +162,6 @@ WORK: dict[str, Callable[[Task, Progress], dict[str, Any]]] = {
     "generate": generate,
     "evaluate": evaluate,
 }
-
-
-def _count_cut(prompts: list[str]) -> dict[str, int]:
-    """Count the prompts that are too long for the text tower, and say so; rows without text share the stamp."""
-    from trace_lightning.data.text import CONTEXT_TOKENS, num_truncated
-
-    cut = num_truncated(prompts)
-    print(f"   {cut} of {len(prompts)} prompts are longer than {CONTEXT_TOKENS} tokens; what is beyond is not read")
-    return {"different": len(prompts), "truncated": cut}
 
 
 def only(case: Case, inputs: tuple[str, ...]) -> Case:

@@ -30,6 +30,7 @@ STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo o
 GROUND_TRUTH = "ground_truth"
 EVALUATION_CODE = ("evaluation/*.py", *ANATOMY_CODE)
 PRINTING = tuple(f"evaluation/{name}.py" for name in ("gather", "table", "render", "montage", "__main__"))
+TOOLS = tuple(f"trace_lightning/data/{name}.py" for name in ("caches", "doctor", "download", "footprint"))
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def depends(task: Task) -> dict[str, dict[str, Any]]:
     """Return what a task's result depends on: keys, code, and the results of the tasks it needs (None: not there)."""
     keys, code = _KEYS[task.name](task.experiment), _code(task)
     upstream = {need.name: fingerprint(need.folder, need.name) for need in task.needs if need.name != "prepare"}
-    return {"config": dict(_flat(keys)), "code": code_digests(code, without=PRINTING), "upstream": upstream}
+    return {"config": dict(_flat(keys)), "code": code_digests(code, without=(*PRINTING, *TOOLS)), "upstream": upstream}
 
 
 def discard(task: Task) -> None:
@@ -191,6 +192,7 @@ def prepare_keys(experiment: Experiment) -> dict[str, Any]:
     from trace_lightning.data.cache import mask_flow_classes
 
     moot = ["data.root", "data.num_workers", "data.flow_weights", "data.vista3d_weights"]
+    moot += ["data.prompt", "data.prompt_length_mm"]
     moot += ["data.phantom"] if experiment.data.root else []
     moot += [] if experiment.model.flow else ["data.skips"]
     keys = {

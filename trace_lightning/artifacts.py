@@ -164,27 +164,34 @@ def read_stored(path: Path, affine: np.ndarray | None = None) -> Stored:
         UserError: absent, truncated, or not 3-D.
     """
     import nibabel as nib
-    from nibabel.wrapstruct import WrapStructError
 
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        raw = path.read_bytes()
+    with _readable(path):
+        raw = Path(path).read_bytes()
         # gzip.decompress checks the whole file's CRC; nibabel's own reader stops before it and returns damaged voxels.
         image = nib.Nifti1Image.from_bytes(gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw)
-        if image.ndim != 3:
-            raise UserError(f"{path}: a volume has 3 axes, this file has {image.ndim} (shape {image.shape})")
-        header_affine = np.asarray(image.affine, np.float64)
-        affine = header_affine if affine is None else affine
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
-            raise UserError(f"{path}: its affine places no voxel anywhere: {affine.round(3).tolist()}")
-        to_canonical = nib.orientations.ornt_transform(
-            nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
-        )
+        to_canonical, grid = _canonical(path, image, affine)
         data = nib.orientations.apply_orientation(np.asanyarray(image.dataobj), to_canonical)
-    except UserError:
-        raise
+    return Stored(np.transpose(data, (2, 1, 0)), grid, np.asarray(image.affine, np.float64))
+
+
+def read_grid(path: Path, affine: np.ndarray | None = None) -> Grid:
+    """Return the canonical grid of a NIfTI volume from its header alone; arguments and errors as `read_stored`."""
+    import nibabel as nib
+
+    with _readable(path):
+        return _canonical(path, nib.Nifti1Image.from_filename(path), affine)[1]
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged NIfTI file raises into a `UserError`."""
+    import nibabel as nib
+    from nibabel.wrapstruct import WrapStructError
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        yield
     except (
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
@@ -195,9 +202,23 @@ def read_stored(path: Path, affine: np.ndarray | None = None) -> Stored:
         zlib.error,
     ) as error:
         raise UserError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated") from None
-    array = np.transpose(data, (2, 1, 0))
-    canonical = affine @ nib.orientations.inv_ornt_aff(to_canonical, image.shape)
-    return Stored(array, Grid(array.shape, canonical), header_affine)
+
+
+def _canonical(path: Path, image: Any, affine: np.ndarray | None) -> tuple[np.ndarray, Grid]:
+    """Return how a NIfTI image is turned into canonical orientation, and its grid then."""
+    import nibabel as nib
+
+    if image.ndim != 3:
+        raise UserError(f"{path}: a volume has 3 axes, this file has {image.ndim} (shape {image.shape})")
+    affine = np.asarray(image.affine, np.float64) if affine is None else affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
+        raise UserError(f"{path}: its affine places no voxel anywhere: {affine.round(3).tolist()}")
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
+    )
+    axes = turn[:, 0].argsort().astype(int)  # of the file, along W, H, D
+    shape = tuple(int(image.shape[axis]) for axis in axes[::-1])
+    return turn, Grid(shape, affine @ nib.orientations.inv_ornt_aff(turn, image.shape))
 
 
 def write_volume(path: Path, volume: Volume, provenance: dict | None = None) -> None:

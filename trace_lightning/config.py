@@ -40,6 +40,8 @@ class DataConfig:
     split_seed: int = 0
     reconstructions: Literal["first", "all"] = "first"  # volumes of a patient that are used
     version: Literal["auto", "v1", "v2"] = "auto"  # of CT-RATE's files: raw (v1), HU (v2), v2 where it lies on disk
+    prompt: Literal["impression", "findings", "both"] = "impression"  # of the report; both: the impression first
+    prompt_length_mm: bool = False  # whether the prompt also says how long the scan is along z
     repair: bool = False  # mend volumes whose contents explain what their folder or table says wrongly
     mask_source: Literal["phantom", "threshold", "ts_total", "vista3d"] = "phantom"
     vista3d_weights: str = "hub"  # of `vista3d`: NVIDIA's from the hub, or the path of a file
@@ -63,8 +65,8 @@ class DataConfig:
 class TextConfig:
     """The frozen open_clip text tower behind v_t (Sec. 3.2.2)."""
 
-    architecture: str = "ViT-L-14-quickgelu"  # an open_clip model name, or "tiny"
-    pretrained: str = "openai"  # open_clip tag, path of weights, or "seeded": random with a fixed seed
+    architecture: str = "ViT-L-14-quickgelu"  # an open_clip model name, hf-hub:ORG/REPO, local-dir:FOLDER, or "tiny"
+    pretrained: str = "openai"  # open_clip tag, path of weights, "own" (of hf-hub:, local-dir:), "seeded": random ones
     seed: int = 0
 
 

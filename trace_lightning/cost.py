@@ -7,7 +7,7 @@ import time
 import torch
 
 from trace_lightning.config import Experiment
-from trace_lightning.data.text import text_dim
+from trace_lightning.data.text import context_length, text_dim
 from trace_lightning.device import pick_device
 from trace_lightning.generation import SAMPLERS
 from trace_lightning.models.conditioners import Conditions
@@ -74,10 +74,11 @@ def _random_batch(experiment: Experiment, batch: int, device: torch.device) -> t
     small = size // experiment.data.flow_stride
     guided = model.anatomical_guidance
     channels = num_mask_channels(frames, model.num_mask_classes, model.mask_encoding)
+    tokens = context_length(experiment.text), text_dim(experiment.text)
     conditions = Conditions(
         positions=torch.rand(batch, frames, device=device),
         masks=torch.rand(batch, channels, size, size, device=device) if guided else None,
-        text=torch.randn(batch, 77, text_dim(experiment.text), device=device) if guided else None,
+        text=torch.randn(batch, *tokens, device=device) if guided else None,
         flow=torch.zeros(batch, 2, small, small, device=device) if model.flow else None,
     )
     return torch.randn(batch, frames, size, size, device=device), conditions

@@ -123,7 +123,7 @@ class TraceGenerator:
 
     def _text(self, prompt: str) -> Tensor:
         embedded = embed_prompts([prompt], self.experiment.text, Path(self.experiment.run.cache_dir))
-        return torch.from_numpy(embedded[prompt])  # (T, C)
+        return torch.from_numpy(embedded[prompt].tokens)  # (T, C)
 
 
 def generate_from_mask(

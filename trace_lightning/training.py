@@ -11,7 +11,7 @@ from trace_lightning.fitting import fit, is_trained
 from trace_lightning.protocol import Progress
 
 if TYPE_CHECKING:
-    from trace_lightning.data.text import PromptTokens
+    from trace_lightning.data.text import Embeddings
 
 
 def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
@@ -32,6 +32,7 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
         return
     datamodule = CTRateDataModule(experiment, text_embeddings(experiment))
     datamodule.setup("fit")
+    text = datamodule.text or {}
     fit(
         experiment,
         lambda: TraceModule(experiment, text_dim(experiment.text), datamodule.num_steps),
@@ -40,18 +41,24 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
         network_keys(experiment),
         progress,
         callbacks=[SampleImages(folder / "samples")],
-        notes={"prompts_truncated": num_truncated(list(datamodule.text or ()))},
+        notes={
+            "prompts": len(datamodule.text or {}),
+            "prompts_truncated": num_truncated((datamodule.text or {}).values()),
+        },
     )
 
 
-def text_embeddings(experiment: Experiment) -> PromptTokens | None:
-    """Return the token embeddings of every prompt of the experiment's patients, or None for a row without text."""
+def text_embeddings(experiment: Experiment) -> Embeddings | None:
+    """Return the embedding of every prompt of the experiment's patients, or None for a row without text."""
     from trace_lightning.data.cache import open_prepared
-    from trace_lightning.data.text import embed_prompts
+    from trace_lightning.data.text import context_length, embed_prompts, num_truncated
 
     if not uses_text(experiment):
         return None
-    return embed_prompts(open_prepared(experiment).prompts, experiment.text, Path(experiment.run.cache_dir))
+    text = embed_prompts(open_prepared(experiment).prompts, experiment.text, Path(experiment.run.cache_dir))
+    cut, length = num_truncated(text.values()), context_length(experiment.text)
+    print(f"   {cut} of {len(text)} prompts are longer than {length} tokens; what is beyond is not read", flush=True)
+    return text
 
 
 def network_keys(experiment: Experiment) -> dict:

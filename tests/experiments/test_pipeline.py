@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -57,13 +58,11 @@ def test_every_row_leaves_config_environment_volumes_and_scores(finished: Projec
     assert len(list((truth / "masks").iterdir())) == 2
 
 
-def test_preparing_counts_the_prompts_that_are_cut(finished: Project):
-    stamps = list((finished.profile / "prepared").rglob("prepare.json"))
-    assert stamps
-    for stamp in stamps:
-        # Two patients of the valid split are as old as two of the train split.
-        assert read_json(stamp)["produced"]["prompts"] == {"different": 5, "truncated": 0}
-        assert "0 of 5 prompts are longer than 77 tokens" in (stamp.parent / "run.log").read_text()
+def test_preparing_says_how_much_disk_it_takes(finished: Project):
+    for stamp in (finished.profile / "prepared").rglob("prepare.json"):
+        assert re.search(
+            r"preparing takes \d+\.\d MB in \S+, where .* are free", (stamp.parent / "run.log").read_text()
+        )
 
 
 def test_provenance_says_how_a_volume_was_made(finished: Project):

@@ -18,6 +18,7 @@ from experiments.tasks import Folders, Task, depends, prepare_keys, tasks_of, tr
 from experiments.tasks import test_keys as reference_keys
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.config import Experiment
+from trace_lightning.errors import UserError
 from trace_lightning.protocol import Case
 
 
@@ -48,6 +49,7 @@ def test_tasks_come_after_what_they_need(table1):
     ("stage", "there", "not_there"),
     [
         ("prepare", "trace_lightning/data/cache.py", "trace_lightning/module.py"),
+        ("prepare", "trace_lightning/data/text.py", "trace_lightning/data/doctor.py"),
         ("train", "trace_lightning/module.py", "trace_lightning/sampling/overlap.py"),
         ("generate", "trace_lightning/sampling/overlap.py", "evaluation/fidelity.py"),
         ("evaluate", "evaluation/fidelity.py", "evaluation/table.py"),
@@ -91,6 +93,9 @@ def test_a_training_does_not_depend_on(override):
         ("ours", "data.flow_source=dis", True),
         ("pfm", "data.flow_source=dis", False),
         ("ours", "text.seed=3", True),
+        ("ours", "data.prompt=both", True),
+        ("ours", "data.prompt_length_mm=true", True),
+        ("pfm", "data.prompt=both", False),
         ("ours", "train.lr=1", True),
         ("ours", "sample.gamma=3", True),  # the guidance maps that training sees
         ("dag", "sample.gamma=3", False),
@@ -99,6 +104,18 @@ def test_a_training_does_not_depend_on(override):
 def test_a_training_depends_on_what_its_row_uses(name, override, matters):
     changed = training_keys(load(name, overrides=[override]).experiment)
     assert (changed != training_keys(load(name).experiment)) == matters
+
+
+def test_the_prompt_matters_to_what_reads_it_only():
+    """Volumes, masks and flow are prepared once for all prompts, and rows with different prompts may be compared."""
+    first, other = (load("ours", overrides=options).experiment for options in ([], ["data.prompt=findings"]))
+    assert prepare_keys(first) == prepare_keys(other)
+    assert reference_keys(first) == reference_keys(other)
+    assert load("ours", overrides=["data.prompt=findings"]).experiment.data.prompt == "findings"
+    with pytest.raises(UserError, match=r"data.prompt=report: expected Literal\['impression', 'findings', 'both'\]"):
+        load("ours", overrides=["data.prompt=report"])
+    with pytest.raises(UserError, match=r"data.prompt_length_mm=long: expected bool"):
+        load("ours", overrides=["data.prompt_length_mm=long"])
 
 
 def test_generation_depends_on_its_training_and_on_how_it_samples(table1):

@@ -39,6 +39,7 @@ class Tree:
         self.root = root
         self.metadata: dict[str, dict[str, dict]] = {"train": {}, "valid": {}}
         self.reports: dict[str, dict[str, str]] = {"train": {}, "valid": {}}
+        self.findings: dict[str, str] = {}
         self.no_chest: dict[str, list[str]] = {"train": [], "valid": []}
 
     def path(self, case_id: str) -> Path:
@@ -67,8 +68,13 @@ class Tree:
             rows = [{"VolumeName": f"{c}.nii.gz"} | row for c, row in self.metadata[split].items()]
             columns = ["VolumeName", "PatientSex", "PatientAge", "NumberofSlices"]
             self._table(self.metadata_table(split), columns, rows)
-            rows = [{"VolumeName": f"{c}.nii.gz", "Impressions_EN": t} for c, t in self.reports[split].items()]
-            self._table(self.report_table(split), ["VolumeName", "Impressions_EN"], rows)
+            rows = [
+                {"VolumeName": f"{c}.nii.gz", "Impressions_EN": t}
+                | ({"Findings_EN": self.findings.get(c, "")} if self.findings else {})
+                for c, t in self.reports[split].items()
+            ]
+            columns = ["VolumeName", *(["Findings_EN"] if self.findings else []), "Impressions_EN"]
+            self._table(self.report_table(split), columns, rows)
             lines = [f"{split}_fixed/.../{case_id}.nii.gz\n" for case_id in self.no_chest[split]]
             (self.root / "dataset" / "metadata" / f"no_chest_{split}.txt").write_text("".join(lines))
         return self

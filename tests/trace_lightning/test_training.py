@@ -13,7 +13,7 @@ from trace_lightning.errors import UserError
 from trace_lightning.fitting import CHECKPOINT, RECORD
 from trace_lightning.generation import load_generator
 from trace_lightning.protocol import WEIGHTS
-from trace_lightning.training import train
+from trace_lightning.training import text_embeddings, train
 
 KILLED = """
 import os, sys
@@ -45,10 +45,25 @@ def test_a_training_leaves_weights_a_record_curves_and_pictures(trained):
     record = read_json(trained / RECORD)
     assert record["steps"] == 8
     assert record["weights_digest"] == file_digest(trained / WEIGHTS)
+    assert (record["prompts"], record["prompts_truncated"]) == (5, 0)
     assert np.isfinite(record["metrics"]["val/loss"])
     assert (trained / "metrics" / "session0" / "metrics.csv").read_text().count("\n") > 8
     assert len(list((trained / "samples").glob("*.png"))) == 2
     assert not (trained / CHECKPOINT).exists()
+
+
+def test_prompts_beyond_the_context_are_said(prepared, tree, make_chest, tmp_path, capsys):
+    """69 words and eight more tokens of age and sex are the 77 that fit."""
+    for n, case_id in enumerate(("train_1_a_1", "train_2_a_1", "valid_1_a_1")):
+        tree.add(case_id, make_chest(), impression=" ".join(["word"] * (69 + n)))
+    experiment = replace(prepared, data=replace(prepared.data, root=str(tree.write_tables().root)))
+    data = experiment.data
+    data.num_train_patients, data.num_val_patients, data.num_test_patients = 1, 1, 1
+    experiment.run = replace(prepared.run, cache_dir=str(tmp_path / "cache"))
+    cache.prepare(experiment, silent)
+    lengths = sorted(embedding.num_tokens for embedding in text_embeddings(experiment).values())
+    assert lengths == [77, 78, 79]
+    assert "2 of 3 prompts are longer than 77 tokens; what is beyond is not read" in capsys.readouterr().out
 
 
 def test_killed_and_repeated_gives_the_same_weights(prepared, trained, tmp_path):

@@ -17,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from trace_lightning import artifacts
+from trace_lightning.anatomy.grid import Grid
 from trace_lightning.artifacts import Volume, case_id_of
 from trace_lightning.config import DataConfig
 from trace_lightning.data import acquisition, reports
@@ -30,6 +32,7 @@ Wanted = Literal["auto", "v1", "v2"]
 TABLE_PREFIX: dict[SplitName, str] = {"train": "train", "valid": "validation"}
 METADATA_COLUMNS = ("VolumeName", "PatientSex", "PatientAge", "NumberofSlices")
 REPORT_COLUMNS = ("VolumeName", "Impressions_EN")
+FINDINGS_COLUMN = "Findings_EN"  # needed by `data.prompt: findings` and `both` only
 CASE_ID = re.compile(r"(?P<patient>(?P<split>train|valid)_(?P<number>\d+))_(?P<scan>[a-z]+)_(?P<reconstruction>\d+)")
 
 
@@ -45,6 +48,7 @@ class Scan:
         age_years: whole years, None if unknown.
         sex: "male", "female" or None.
         impression: the report's impression as written, None if there is no report.
+        findings: the report's findings as written, None if there are none or no report.
         num_slices: as listed in the metadata, None if blank.
         version: of the file at `path`.
         acquisition: rescaling and geometry as listed in the metadata.
@@ -57,14 +61,15 @@ class Scan:
     age_years: int | None
     sex: str | None
     impression: str | None
+    findings: str | None = None
     num_slices: int | None = None
     version: Version = "v2"
     acquisition: Acquisition = field(default_factory=Acquisition)
 
-    @property
-    def prompt(self) -> str:
-        """The report as a prompt."""
-        return reports.prompt(self.age_years, self.sex, self.impression)
+    def prompt(self, parts: str, length_mm: float | None = None) -> str:
+        """Return the report as a prompt; `parts` as in `data.prompt`, `length_mm` if the prompt is to say it."""
+        texts = [getattr(self, part) for part in reports.PARTS[parts]]
+        return reports.prompt(self.age_years, self.sex, texts, length_mm)
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,15 @@ def read_scan(scan: Scan, repair: bool = False) -> Volume:
     return volume
 
 
+def read_grid(scan: Scan) -> Grid:
+    """Return a volume's grid from its header, or of v1 from the table, without decoding the volume.
+
+    Raises:
+        UserError: the file is absent, or its header damaged.
+    """
+    return artifacts.read_grid(scan.path, scan.acquisition.affine() if scan.version == "v1" else None)
+
+
 def find_scan(index: Index, case_id: str) -> Scan:
     """Return the scan of a name.
 
@@ -156,21 +170,18 @@ def read_index(root: Path, version: Wanted = "auto") -> Index:
         )
     scans: list[Scan] = []
     excluded: list[Exclusion] = []
-    for split_name, prefix in TABLE_PREFIX.items():
+    for split_name in TABLE_PREFIX:
         has_v1 = (root / "dataset" / split_name).is_dir()
         table = metadata_path(root, split_name)
         metadata = _read_table(table, METADATA_COLUMNS, acquisition.COLUMNS)
-        report_table = root / "dataset" / "radiology_text_reports" / f"{prefix}_reports.csv"
-        impressions = {
-            case_id: row["Impressions_EN"] for case_id, row in _read_table(report_table, REPORT_COLUMNS).items()
-        }
-        no_chest = _read_list(root / "dataset" / "metadata" / f"no_chest_{split_name}.txt")
+        texts = _read_table(reports_path(root, split_name), REPORT_COLUMNS, (FINDINGS_COLUMN,))
+        no_chest = _read_list(no_chest_path(root, split_name))
         for case_id, row in metadata.items():
             match = _parse(case_id, f"{table}: ")
             if match["split"] != split_name:
                 raise UserError(f"{table}: lists {case_id}, which is not of the {split_name} split")
             if case_id in no_chest:
-                reason = f"not a chest: listed in no_chest_{split_name}.txt"
+                reason = f"not a chest: listed in {no_chest_path(root, split_name).name}"
                 excluded.append(Exclusion(case_id, reason, "listed_no_chest"))
                 continue
             found = _version(root, case_id, version, has_v1)
@@ -182,7 +193,8 @@ def read_index(root: Path, version: Wanted = "auto") -> Index:
                     path=volume_path(root, case_id, found),
                     age_years=reports.age_years(row["PatientAge"]),
                     sex=reports.sex(row["PatientSex"]),
-                    impression=impressions.get(case_id),
+                    impression=texts[case_id]["Impressions_EN"] if case_id in texts else None,
+                    findings=texts[case_id][FINDINGS_COLUMN] or None if case_id in texts else None,
                     num_slices=_whole(row["NumberofSlices"], "NumberofSlices"),
                     version=found,
                     acquisition=Acquisition.from_row(row),
@@ -195,25 +207,43 @@ def read_index(root: Path, version: Wanted = "auto") -> Index:
 
 
 def split(index: Index, data: DataConfig) -> Split:
-    """Choose the patients of an experiment.
+    """Choose the volumes of an experiment, which have to be on disk.
 
-    Train and val come from CT-RATE's train split, test from its valid split. Patients are put into an order that
-    `split_seed` fixes; the first `num_train_patients` are the pool, of which a row trains on the first
+    Raises:
+        NotEnoughPatients: more patients are asked for than there are.
+        UserError: as `choose`, or a chosen volume is not on disk.
+    """
+    chosen = choose(index, data)
+    _need_files(index.root, chosen.scans)
+    return chosen
+
+
+def choose(index: Index, data: DataConfig) -> Split:
+    """Choose the volumes of an experiment from the tables alone, whether or not they are on disk.
+
+    Train and val come from CT-RATE's train split, test from its valid split. All listed patients are put into an order
+    that `split_seed` fixes, and those without a usable volume left out: whoever is excluded later on leaves the others
+    where they are. The first `num_train_patients` are the pool, of which a row trains on the first
     ceil(train_fraction x num_train_patients), so that smaller sets lie in larger ones; the last are for validation.
 
     Raises:
         NotEnoughPatients: more patients are asked for than there are.
-        UserError: a split is empty, or a chosen volume is not on disk.
+        UserError: a split is empty, or `data.prompt` needs findings and no report has any.
     """
     usable, too_short = _long_enough(index.scans, data.min_slices)
     excluded = index.excluded + too_short
-    train_patients = _shuffled_patients(usable, "train", data.split_seed)
-    test_patients = _shuffled_patients(usable, "valid", data.split_seed)
+    train_patients = _shuffled_patients(usable, excluded, "train", data.split_seed)
+    test_patients = _shuffled_patients(usable, excluded, "valid", data.split_seed)
     for split_name, patients in (("train", train_patients), ("valid", test_patients)):
         if not patients:
             raise UserError(
                 f"{metadata_path(index.root, split_name)}: the {split_name} split is empty, no usable volume is listed "
                 f"({sum(e.case_id.startswith(split_name) for e in excluded)} excluded)"
+            )
+        if "findings" in reports.PARTS[data.prompt] and not any(s.findings for s in usable if s.split == split_name):
+            raise UserError(
+                f"{reports_path(index.root, split_name)}: no volume has findings (column {FINDINGS_COLUMN}), which "
+                f"data.prompt={data.prompt} needs; set data.prompt=impression"
             )
 
     # Rounded first: 0.07 x 100 is 7.000000000000001 in floating point.
@@ -223,19 +253,27 @@ def split(index: Index, data: DataConfig) -> Split:
     _need(data.num_val_patients, others, "validation patients besides those of training (data.num_val_patients)")
     _need(data.num_test_patients, len(test_patients), "test patients (data.num_test_patients)")
 
-    chosen = Split(
+    return Split(
         train=_scans_of(usable, train_patients[:num_train], data.reconstructions),
         val=_scans_of(usable, train_patients[len(train_patients) - data.num_val_patients :], data.reconstructions),
         test=_scans_of(usable, test_patients[: data.num_test_patients], data.reconstructions),
         excluded=excluded,
     )
-    _need_files(index.root, chosen.scans)
-    return chosen
 
 
 def metadata_path(root: Path, split_name: SplitName) -> Path:
     """Return the table that lists the volumes of a split."""
     return Path(root) / "dataset" / "metadata" / f"{TABLE_PREFIX[split_name]}_metadata.csv"
+
+
+def reports_path(root: Path, split_name: SplitName) -> Path:
+    """Return the table with the reports of a split."""
+    return Path(root) / "dataset" / "radiology_text_reports" / f"{TABLE_PREFIX[split_name]}_reports.csv"
+
+
+def no_chest_path(root: Path, split_name: SplitName) -> Path:
+    """Return the list of a split's volumes that show no chest; those listed there are never used."""
+    return Path(root) / "dataset" / "metadata" / f"no_chest_{split_name}.txt"
 
 
 def _version(root: Path, case_id: str, wanted: Wanted, has_v1: bool) -> Version:
@@ -315,10 +353,16 @@ def _long_enough(scans: Iterable[Scan], min_slices: int) -> tuple[list[Scan], tu
     return kept, tuple(dropped)
 
 
-def _shuffled_patients(scans: Iterable[Scan], split_name: SplitName, seed: int) -> list[str]:
-    patients = list(dict.fromkeys(scan.patient for scan in scans if scan.split == split_name))
-    order = np.random.default_rng([seed, split_name == "valid"]).permutation(len(patients))
-    return [patients[i] for i in order]
+def _shuffled_patients(
+    usable: Iterable[Scan], excluded: Iterable[Exclusion], split_name: SplitName, seed: int
+) -> list[str]:
+    """Return the patients with a usable volume, in the order into which `seed` puts all that are listed."""
+    patients = {scan.patient for scan in usable if scan.split == split_name}
+    names = (_parse(exclusion.case_id) for exclusion in excluded)
+    listed = patients | {name["patient"] for name in names if name["split"] == split_name}
+    in_table = sorted(listed, key=lambda patient: int(patient.split("_")[1]))
+    order = np.random.default_rng([seed, split_name == "valid"]).permutation(len(in_table))
+    return [in_table[i] for i in order if in_table[i] in patients]
 
 
 def _scans_of(scans: Iterable[Scan], patients: Sequence[str], reconstructions: str) -> tuple[Scan, ...]:

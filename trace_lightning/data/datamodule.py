@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from trace_lightning.config import Experiment
 from trace_lightning.data.cache import open_prepared
 from trace_lightning.data.preprocess import hu_to_unit
+from trace_lightning.data.text import Embedding
 from trace_lightning.data.views import Draw, PairDataset, SliceDataset, View, need_samples
 
 MAX_VAL_SAMPLES = 64
@@ -59,7 +60,7 @@ class CTRateDataModule(lightning.LightningDataModule):
     A batch is a dict: `frames` (B, F, H, W) float32 in [-1, 1]; `positions` (B, F) float32 in [0, 1];
     `step_positions` (B,) int64 places in the stream; `case_id` list of B; and where the row uses them `classes`
     (B, F, H, W) uint8, `flow` (B, 2, H/stride, W/stride) float32 in shares of the image size (zeros: none), `text`
-    (B, T, C) float32. F is 2 for pairs, 1 for slices.
+    (B, T, C) and `text_pooled` (B, P) float32. F is 2 for pairs, 1 for slices.
 
     The loaders themselves give `hu` (B, F, H, W) int16 in place of `frames`: what travels between processes and to the
     device costs by the byte. Lightning calls `on_after_batch_transfer` on the device; whoever iterates a loader by
@@ -67,12 +68,12 @@ class CTRateDataModule(lightning.LightningDataModule):
 
     Args:
         experiment: the row.
-        text: prompt -> (T, C) float32 token embeddings, or None for rows without text.
+        text: prompt -> embedding (`text.embed_prompts`), or None for rows without text.
         view: what a sample is; by default pairs, or slices where `model.paired_frames` is off.
     """
 
     def __init__(
-        self, experiment: Experiment, text: Mapping[str, np.ndarray] | None = None, view: type[View] | None = None
+        self, experiment: Experiment, text: Mapping[str, Embedding] | None = None, view: type[View] | None = None
     ):
         super().__init__()
         self.experiment, self.text = experiment, text

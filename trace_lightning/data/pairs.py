@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class FlowOf(NamedTuple):
+    """Which pairs a file of flow is of, and between what: their images, or their masks in classes."""
+
+    skip: int
+    num_classes: int | None = None
+
+    @property
+    def file(self) -> str:
+        """Return the name of the file in a prepared case."""
+        return f"flow_{self.skip}.npy" if self.num_classes is None else f"mask_flow_{self.num_classes}_{self.skip}.npy"
+
+    @property
+    def dtype(self) -> str:
+        """Return how vectors are kept: between images half precision, between masks what a model sees bit by bit."""
+        return "float16" if self.num_classes is None else "float32"
 
 
 def pairs(num_slices: int, skips: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,37 +1,44 @@
-"""Report and metadata as the text prompt "{age} years old {sex}: {impression}" (Sec. 4.1)."""
+"""Report and metadata as the text prompt "{age} years old {sex}: {impression}" (Sec. 4.1) and its variants."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 NOT_GIVEN = "Not given."  # CT-RATE's mark of an empty report field
 SEXES = {"M": "male", "F": "female"}
 UNKNOWN_SEX = {"", "O", "U", "nan"}  # DICOM's "other", and what blank cells become
 UNKNOWN_AGE = {"", "nan"}
+# Which parts of a report a prompt holds (`data.prompt`). The impression comes first: text towers read 77 tokens.
+PARTS = {"impression": ("impression",), "findings": ("findings",), "both": ("impression", "findings")}
 UNITS_PER_YEAR = {"Y": 1, "M": 12, "W": 52, "D": 365}
 
 
-def prompt(age_years: int | None, sex: str | None, impression: str | None) -> str:
+def prompt(age_years: int | None, sex: str | None, texts: Iterable[str | None], length_mm: float | None = None) -> str:
     """Return the prompt of a scan; each missing part has one form.
 
-    | known                | prompt                                          |
-    |----------------------|-------------------------------------------------|
-    | all                  | `58 years old male: Lung adenocarcinoma.`       |
-    | no age               | `male: Lung adenocarcinoma.`                    |
-    | no sex               | `58 years old patient: Lung adenocarcinoma.`    |
-    | neither              | `patient: Lung adenocarcinoma.`                 |
-    | no impression        | `58 years old male`                             |
+    | known                | prompt                                                        |
+    |----------------------|---------------------------------------------------------------|
+    | all                  | `58 years old male: Lung adenocarcinoma.`                     |
+    | no age               | `male: Lung adenocarcinoma.`                                  |
+    | no sex               | `58 years old patient: Lung adenocarcinoma.`                  |
+    | neither              | `patient: Lung adenocarcinoma.`                               |
+    | no text              | `58 years old male`                                           |
+    | and the length       | `58 years old male, scan length 312 mm: Lung adenocarcinoma.` |
 
     Args:
         age_years: whole years.
         sex: "male" or "female".
-        impression: the radiologist's impression as written; cleaned here.
+        texts: parts of the radiologist's report as written, cleaned here and joined in this order.
+        length_mm: of the scan along z, if the prompt is to say it.
     """
     who = sex or "patient"
     if age_years is not None:
         who = f"{age_years} years old {who}"
-    finding = clean(impression)
-    return f"{who}: {finding}" if finding else who
+    if length_mm is not None:
+        who = f"{who}, scan length {length_mm:.0f} mm"
+    text = " ".join(cleaned for cleaned in map(clean, texts) if cleaned)
+    return f"{who}: {text}" if text else who
 
 
 def clean(text: str | None) -> str:

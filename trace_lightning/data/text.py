@@ -1,24 +1,54 @@
-"""Token embeddings of prompts from a frozen open_clip text tower, cached per prompt."""
+"""Embeddings of prompts from a frozen open_clip text tower, cached per prompt.
+
+A prompt is cut at the tower's context length, by its own tokenizer, which keeps the end token.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from trace_lightning.artifacts import digest, write_array
+from trace_lightning.artifacts import atomic_path, digest
 from trace_lightning.config import TextConfig
+from trace_lightning.data.cache_folder import cache_folder, touch, writing
 from trace_lightning.errors import UserError
 
-CONTEXT_TOKENS = 77  # of CLIP's text towers, start and end included
+FORMAT = 1  # raise it when embeddings change their content or layout
+BATCH = 32
+DEFAULT_CONTEXT, DEFAULT_WIDTH = 77, 512  # of open_clip's text towers that do not say otherwise
 TINY = {"width": 64, "heads": 4, "layers": 2, "output_dim": 64}
+TINY_TOKENIZER = "ViT-B-32"  # open_clip's own, 77 tokens
+OWN_WEIGHTS = ("hf-hub:", "local-dir:")  # open_clip's names of models that come with weights and tokenizer
 
 
-class PromptTokens(Mapping[str, np.ndarray]):
-    """prompt -> (T, C) float32 token embeddings, each read from its file when it is asked for.
+class Embedding(NamedTuple):
+    """A prompt as the text tower reads it.
+
+    Attributes:
+        tokens: (T, C) float32, the last layer at each place of the context.
+        pooled: (P,) float32, the tower's own summary in the space it shares with images; not normalised.
+        num_tokens: of the whole prompt, special tokens included.
+        context_length: of the tower; what lies beyond was not read.
+    """
+
+    tokens: np.ndarray
+    pooled: np.ndarray
+    num_tokens: int
+    context_length: int
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the tower did not read all of the prompt."""
+        return self.num_tokens > self.context_length
+
+
+class Embeddings(Mapping[str, Embedding]):
+    """prompt -> embedding, each read from its file when it is asked for.
 
     At 240 kB a prompt (ViT-L/14), holding those of many volumes would cost more memory than all else in a loader.
     """
@@ -26,8 +56,8 @@ class PromptTokens(Mapping[str, np.ndarray]):
     def __init__(self, paths: Mapping[str, Path]):
         self.paths = dict(paths)
 
-    def __getitem__(self, prompt: str) -> np.ndarray:
-        return np.load(self.paths[prompt])
+    def __getitem__(self, prompt: str) -> Embedding:
+        return _read(self.paths[prompt])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.paths)
@@ -36,30 +66,46 @@ class PromptTokens(Mapping[str, np.ndarray]):
         return len(self.paths)
 
 
-def embed_prompts(prompts: Sequence[str], config: TextConfig, cache_dir: Path) -> PromptTokens:
-    """Return prompt -> (T, C) float32 token embeddings; each prompt is computed once and kept in `cache_dir`.
+def embed_prompts(prompts: Sequence[str], config: TextConfig, cache_dir: Path) -> Embeddings:
+    """Return prompt -> embedding; each prompt is computed once and kept in `cache_dir`.
 
     Raises:
-        UserError: the tower's weights cannot be had; random ones never stand in for them.
+        UserError: the tower's weights or its tokenizer cannot be had; random ones never stand in for them.
     """
-    folder = Path(cache_dir) / "text" / digest([asdict(config), weights_stamp(config)])
-    paths = {prompt: folder / f"{digest(prompt)}.npy" for prompt in dict.fromkeys(prompts)}
-    missing = [prompt for prompt, path in paths.items() if not path.is_file()]
-    for prompt, tokens in zip(missing, _embed(missing, config) if missing else [], strict=True):
-        write_array(paths[prompt], tokens)
-    return PromptTokens(paths)
+    folder = text_folder(config, cache_dir)
+    paths = {prompt: folder / f"{digest(prompt)}.npz" for prompt in dict.fromkeys(prompts)}
+    if not all(path.is_file() for path in paths.values()):
+        with writing(folder, text_identity(config)):
+            missing = [prompt for prompt, path in paths.items() if not path.is_file()]
+            for prompt, embedding in zip(missing, _embed(missing, config), strict=True):
+                write_embedding(paths[prompt], embedding)
+    touch(folder)
+    return Embeddings(paths)
+
+
+def num_truncated(embeddings: Iterable[Embedding]) -> int:
+    """Return how many prompts were longer than the tower's context."""
+    return sum(embedding.is_truncated for embedding in embeddings)
 
 
 def text_dim(config: TextConfig) -> int:
     """Return C, the width of the tower's tokens, without building it."""
     if config.architecture == "tiny":
         return TINY["width"]
-    import open_clip
+    text = _settings(config)["text_cfg"]
+    return _width_of_transformer(config, text) if text.get("hf_model_name") else text.get("width", DEFAULT_WIDTH)
 
-    settings = open_clip.get_model_config(config.architecture)
-    if settings is None:
-        raise UserError(f"text.architecture={config.architecture}: not a model of open_clip, nor 'tiny'")
-    return settings["text_cfg"]["width"]
+
+def pooled_dim(config: TextConfig) -> int:
+    """Return P, the width of the pooled embedding, without building the tower."""
+    return TINY["output_dim"] if config.architecture == "tiny" else _settings(config)["embed_dim"]
+
+
+def context_length(config: TextConfig) -> int:
+    """Return how many tokens the tower reads, without building it."""
+    if config.architecture == "tiny":
+        return DEFAULT_CONTEXT
+    return _settings(config)["text_cfg"].get("context_length", DEFAULT_CONTEXT)
 
 
 def describe(config: TextConfig) -> str:
@@ -69,41 +115,102 @@ def describe(config: TextConfig) -> str:
     return f"open_clip text tower {config.architecture}, weights {config.pretrained}"
 
 
-def num_truncated(prompts: Sequence[str], context_length: int = CONTEXT_TOKENS) -> int:
-    """Return how many prompts are longer than the tower's context; open_clip cuts them and keeps the end token."""
-    # A token stands for a letter or more: short prompts need no tokenizer, whose import takes seconds.
-    doubtful = [prompt for prompt in prompts if len(prompt) + 2 > context_length or not prompt.isascii()]
-    if not doubtful:
-        return 0
-    import open_clip
+def text_identity(config: TextConfig) -> dict[str, Any]:
+    """Return what embeddings depend on besides the prompts."""
+    return {"format": FORMAT, **asdict(config), "weights": weights_stamp(config)}
 
-    tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    return sum(len(tokenizer.encode(prompt)) + 2 > context_length for prompt in doubtful)
+
+def text_folder(config: TextConfig, cache_dir: Path | str) -> Path:
+    """Return where a tower's embeddings are kept."""
+    return cache_folder(cache_dir, "text", text_identity(config))
 
 
 def weights_stamp(config: TextConfig) -> list | None:
-    """Return size and time of a weights file, so that another file under the same name is noticed."""
-    path = Path(config.pretrained)
-    if not path.is_file():
-        return None
-    return [path.stat().st_size, path.stat().st_mtime_ns]
+    """Return size and time of files of weights, so that others under the same name are noticed."""
+    path = Path(config.architecture.removeprefix("local-dir:"))
+    if config.architecture.startswith("local-dir:") and path.is_dir():
+        return [[file.name, *_size_and_time(file)] for file in sorted(path.iterdir()) if file.is_file()]
+    return _size_and_time(Path(config.pretrained)) if Path(config.pretrained).is_file() else None
 
 
-def _embed(prompts: Sequence[str], config: TextConfig) -> list[np.ndarray]:
-    import open_clip
+def _embed(prompts: Sequence[str], config: TextConfig) -> list[Embedding]:
     import torch
 
-    tower = _tower(config)
-    tokens: list[np.ndarray] = []
+    tower, tokenizer = _tower(config), _tokenizer(config.architecture)
+    embeddings: list[Embedding] = []
     with torch.no_grad():
-        for at in range(0, len(prompts), 32):
-            _, hidden = tower(open_clip.tokenize(list(prompts[at : at + 32])))  # (B, T, C)
-            tokens += list(hidden.float().numpy())
-    return tokens
+        for at in range(0, len(prompts), BATCH):
+            batch = list(prompts[at : at + BATCH])
+            pooled, tokens = tower(tokenizer(batch))  # (B, P), (B, T, C)
+            for prompt, *arrays in zip(batch, tokens.float().numpy(), pooled.float().numpy(), strict=True):
+                embeddings.append(Embedding(*arrays, _num_tokens(tokenizer, prompt), tokenizer.context_length))
+    return embeddings
+
+
+def _num_tokens(tokenizer: Any, prompt: str) -> int:
+    """Return how many tokens open_clip's tokenizer would make of a prompt in an endless context."""
+    if hasattr(tokenizer, "encode"):  # CLIP's own, which adds a start and an end
+        return len(tokenizer.encode(prompt)) + 2
+    clips = tokenizer.tokenizer_mode == "clips"  # which adds a start, an end and a class token by itself
+    ids = tokenizer.tokenizer(tokenizer.clean_fn(prompt), add_special_tokens=not clips).input_ids
+    return len(ids) + (3 if clips else 0)
+
+
+def write_embedding(path: Path, embedding: Embedding) -> None:
+    """Write an embedding, whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **embedding._asdict())
+
+
+def _read(path: Path) -> Embedding:
+    with np.load(path) as file:
+        tokens, pooled, num_tokens, length = (file[name] for name in Embedding._fields)
+    return Embedding(tokens, pooled, int(num_tokens), int(length))
+
+
+def _settings(config: TextConfig) -> dict[str, Any]:
+    """Return open_clip's own description of a model."""
+    import open_clip
+
+    try:
+        settings = open_clip.get_model_config(config.architecture)
+    except OSError as error:  # of hf-hub: and local-dir:
+        raise UserError(f"text.architecture={config.architecture}: {type(error).__name__}: {error}") from None
+    if settings is None:
+        raise UserError(
+            f"text.architecture={config.architecture}: not a model of open_clip (open_clip.list_models() names them), "
+            "nor hf-hub:ORG/REPO, local-dir:FOLDER or 'tiny'"
+        )
+    return settings
+
+
+def _width_of_transformer(config: TextConfig, text: dict[str, Any]) -> int:
+    """Return the width of a text tower that is a model of the package transformers."""
+    try:
+        from open_clip.hf_configs import arch_dict
+        from transformers import AutoConfig
+
+        settings = AutoConfig.from_pretrained(text["hf_model_name"])
+    except (ImportError, OSError, ValueError) as error:
+        raise _unloadable(config, error) from None
+    return getattr(settings, arch_dict[settings.model_type]["config_names"]["width"])
 
 
 @cache
-def _tower_of(architecture: str, pretrained: str, seed: int):
+def _tokenizer(architecture: str) -> Any:
+    """Return the tower's own tokenizer."""
+    import open_clip
+
+    try:
+        tokenizer = open_clip.get_tokenizer(TINY_TOKENIZER if architecture == "tiny" else architecture)
+    except (ImportError, OSError, ValueError) as error:
+        raise _unloadable(TextConfig(architecture), error) from None
+    return tokenizer
+
+
+@cache
+def _tower_of(architecture: str, pretrained: str, seed: int, stamp: str):
+    """Build a tower; `stamp` is there so that other weights under the same name are loaded anew."""
     import open_clip
     import torch
     from open_clip.transformer import TextTransformer
@@ -113,23 +220,41 @@ def _tower_of(architecture: str, pretrained: str, seed: int):
             torch.manual_seed(seed)
             if architecture == "tiny":
                 return TextTransformer(**TINY, output_tokens=True).eval()
-            tower = open_clip.create_model(architecture, force_custom_text=True).text
+            blank = {"load_weights": False, "pretrained_text": False}
+            tower = open_clip.create_model(architecture, force_custom_text=True, **blank).text
     else:
+        tag = None if pretrained == "own" else pretrained
         try:
             tower = open_clip.create_model(
-                architecture, pretrained=pretrained, force_custom_text=True, require_pretrained=True
+                architecture, pretrained=tag, force_custom_text=True, require_pretrained=True
             ).text
-        except (RuntimeError, OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"text.architecture={architecture}, text.pretrained={pretrained}: the weights cannot be loaded "
-                f"({type(error).__name__}: {error}). Give an open_clip tag with network access, the path of a weights "
-                f"file, or text.pretrained=seeded for a random tower (then the report carries little meaning)"
-            ) from None
+        except (RuntimeError, ImportError, OSError, ValueError, KeyError) as error:
+            raise _unloadable(TextConfig(architecture, pretrained), error) from None
     tower.output_tokens = True
     return tower.eval()
 
 
 def _tower(config: TextConfig):
+    brings_own = config.architecture.startswith(OWN_WEIGHTS)
     if config.architecture == "tiny" and config.pretrained != "seeded":
         raise UserError("text.architecture=tiny has no published weights: set text.pretrained=seeded")
-    return _tower_of(config.architecture, config.pretrained, config.seed)
+    if config.pretrained != "seeded" and brings_own != (config.pretrained == "own"):
+        raise UserError(
+            f"text.architecture={config.architecture}, text.pretrained={config.pretrained}: models of hf-hub: and "
+            "local-dir: bring their own weights (text.pretrained=own), all others need a tag or a file"
+        )
+    return _tower_of(config.architecture, config.pretrained, config.seed, str(weights_stamp(config)))
+
+
+def _unloadable(config: TextConfig, error: Exception) -> UserError:
+    if isinstance(error, ImportError):
+        return UserError(f"text.architecture={config.architecture}: needs a package that is not installed ({error})")
+    return UserError(
+        f"text.architecture={config.architecture}, text.pretrained={config.pretrained}: cannot be loaded "
+        f"({type(error).__name__}: {error}). Give an open_clip tag with network access, the path of a weights "
+        f"file, or text.pretrained=seeded for a random tower (then the report carries little meaning)"
+    )
+
+
+def _size_and_time(path: Path) -> list[int]:
+    return [path.stat().st_size, path.stat().st_mtime_ns]

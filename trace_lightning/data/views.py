@@ -12,6 +12,7 @@ from trace_lightning.config import Experiment
 from trace_lightning.data.cache import PreparedCase
 from trace_lightning.data.masks import class_map
 from trace_lightning.data.pairs import pairs
+from trace_lightning.data.text import Embedding
 from trace_lightning.errors import UserError
 
 
@@ -29,28 +30,26 @@ class Sample(NamedTuple):
         case: whose slices.
         frames: the slices, ascending.
         num_slices: of the whole volume.
-        prompt: of the case.
     """
 
     case: PreparedCase
     frames: list[int]
     num_slices: int
-    prompt: str
 
 
 class View(Dataset):
     """Windows of slices with what the model is conditioned on.
 
-    An item is a dict: `hu` (F, H, W) int16; `classes` (F, H, W) uint8, with anatomical guidance; `text` (T, C) float32,
-    where embeddings are given; `positions` (F,) float32, r = i / (N - 1); `step_positions`, the draw's position in the
-    stream; `case_id`.
+    An item is a dict: `hu` (F, H, W) int16; `classes` (F, H, W) uint8, with anatomical guidance; `text` (T, C) and
+    `text_pooled` (P,) float32, where embeddings are given; `positions` (F,) float32, r = i / (N - 1); `step_positions`,
+    the draw's position in the stream; `case_id`.
 
     Windows are kept once for all volumes of a length, and nothing is kept of a volume but its name and its prompt.
 
     Args:
         cases: prepared volumes.
         experiment: the row.
-        text: prompt -> (T, C) float32 token embeddings.
+        text: prompt -> embedding.
         stream: tells the random choices of training (0) and validation (1) apart.
     """
 
@@ -58,15 +57,11 @@ class View(Dataset):
         self,
         cases: Sequence[PreparedCase],
         experiment: Experiment,
-        text: Mapping[str, np.ndarray] | None,
+        text: Mapping[str, Embedding] | None,
         stream: int = 0,
     ):
         self.experiment, self.text, self.stream = experiment, text, stream
-        self.cases, self.prompts, self.num_slices = list(cases), [], []
-        for case in cases:
-            meta = case.meta
-            self.prompts.append(meta["prompt"])
-            self.num_slices.append(meta["grid"]["shape"][0])
+        self.cases, self.num_slices = list(cases), [case.grid.shape[0] for case in cases]
         self._windows = {length: np.array(self.windows(length), np.int32) for length in set(self.num_slices)}
         self._ends = np.cumsum([len(self._windows[length]) for length in self.num_slices], dtype=np.int64)
 
@@ -83,7 +78,7 @@ class View(Dataset):
         num_slices = self.num_slices[volume]
         windows = self._windows[num_slices]
         frames = windows[number - int(self._ends[volume])].tolist()  # counted from the volume's last
-        return Sample(self.cases[volume], frames, num_slices, self.prompts[volume])
+        return Sample(self.cases[volume], frames, num_slices)
 
     def __getitem__(self, draw: Draw) -> dict:
         return self.item(draw, self.sample(draw.sample))
@@ -100,7 +95,8 @@ class View(Dataset):
             labels = sample.case.labels[sample.frames]
             item["classes"] = class_map(labels, self.experiment.model.num_mask_classes)
         if self.text is not None:
-            item["text"] = self.text[sample.prompt]
+            embedding = self.text[sample.case.prompt]
+            item["text"], item["text_pooled"] = embedding.tokens, embedding.pooled
         return item
 
     def rng(self, draw: Draw) -> np.random.Generator:

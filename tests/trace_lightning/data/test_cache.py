@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+from collections import namedtuple
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from trace_lightning.anatomy.labels import BONE, LUNG
 from trace_lightning.artifacts import write_array
+from trace_lightning.config import PhantomConfig
 from trace_lightning.data import cache
 from trace_lightning.data.ct_rate import read_index, split
 from trace_lightning.data.flow import dis_flow, mask_flow, to_shares
@@ -162,7 +164,8 @@ def test_the_digest_names_what_the_arrays_depend_on(experiment, full_tree, tmp_p
     same = {
         "num_train_patients": 1, "train_fraction": 0.5, "num_val_patients": 0, "num_test_patients": 1, "split_seed": 3,
         "reconstructions": "all", "skips": [3], "num_workers": 2, "min_slices": 2, "spacing_mm": 9.0,
-        "flow_model": "raft_small", "flow_weights": "x.pth", "vista3d_weights": "x.pt",
+        "flow_model": "raft_small", "flow_weights": "x.pth", "vista3d_weights": "x.pt", "prompt": "both",
+        "prompt_length_mm": True,
     }  # fmt: skip
     other = {
         "root": str(tmp_path), "mask_source": "phantom", "size": 64, "in_plane": "resample", "spacing_z_mm": 2.0,
@@ -196,6 +199,64 @@ def test_the_phantoms_digest_names_its_settings(experiment):
     assert before[0].parent == after[0].parent
     assert before[0] != after[0]
     assert before[1] != after[1]
+
+
+def test_another_prompt_prepares_nothing(experiment, quiet):
+    """Prompts are worded from the tables when they are read; 12 slices of 6 mm are 72 mm."""
+    prepared = cache.prepare(experiment, quiet)
+    before = files_of(prepared.folder)
+    other = deepcopy(experiment)
+    other.data.prompt_length_mm = True
+    again = cache.prepare(other, quiet)
+    assert files_of(prepared.folder) == before
+    prompts = {case.case_id: case.prompt for case in again.cases("train")}
+    impression = {scan.case_id: scan.impression for scan in again.split.train}
+    assert prompts == {c: f"58 years old male, scan length 72 mm: {text}" for c, text in impression.items()}
+    assert set(prompts.values()) < set(again.prompts)
+    assert [case.prompt for case in cache.test_cases(other)] == ["58 years old male, scan length 72 mm"] * 2
+    other.data.spacing_z_mm = 9.0  # other slices, the same scan
+    assert cache.prepare(other, quiet).cases("train")[0].prompt in prompts.values()
+
+
+def test_the_size_is_known_before(fresh, experiment, quiet):
+    files = cache.files_to_write(fresh)
+    prepared = cache.prepare(fresh, quiet)
+    written = {
+        path: path.stat().st_size for path in prepared.folder.rglob("*") if path.name.endswith((".npy", "meta.json"))
+    }
+    assert files.keys() == written.keys()
+    for path, size in files.items():
+        if path.suffix == ".npy":
+            assert size == written[path]
+    assert sum(files.values()) == pytest.approx(sum(written.values()), rel=0.2)
+    assert cache.files_to_write(fresh) == {}
+    prepared.cases("train")[0].folder.joinpath("flow_2.npy").unlink()
+    assert [path.name for path in cache.files_to_write(fresh)] == ["flow_2.npy"]
+
+
+def test_the_size_is_known_before_the_phantom_is_there(make_experiment, tmp_path, quiet):
+    experiment = make_experiment(tmp_path, tmp_path / "cache")
+    data = experiment.data
+    data.root, data.mask_source, data.flow_source = None, "phantom", "phantom"
+    data.num_train_patients, data.num_val_patients, data.num_test_patients = 8, 2, 2
+    data.phantom = PhantomConfig(10, 2, 0, 32, 360.0, [18.0, 20.0])
+    estimate = sum(cache.files_to_write(experiment).values())
+    cache.prepare(experiment, quiet)
+    written = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert estimate == pytest.approx(sum(path.stat().st_size for path in written), rel=0.2)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(fresh, quiet, monkeypatch):
+    needed = sum(cache.files_to_write(fresh).values())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, needed - 1))
+    with pytest.raises(
+        UserError, match=rf"preparing takes {needed / 1e6:.1f} MB in .*, where {needed / 1e6:.1f} MB are free"
+    ):
+        cache.prepare(fresh, quiet)
+    assert not cache.volumes_folder(fresh).exists()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 0, needed))
+    assert len(cache.prepare(fresh, quiet).cases("train")) == 3
 
 
 def test_a_replaced_volume_is_prepared_again(tree, tmp_path, make_experiment, make_chest, quiet):
@@ -236,7 +297,8 @@ def test_a_bad_volume_is_named_and_leaves_nothing(tree, tmp_path, make_experimen
     damage(tree.path("train_1_a_1"), make_chest(), tree)
     with pytest.raises(UserError, match=f"train_1_a_1.nii.gz: .*{message}"):
         cache.prepare(experiment, quiet)
-    assert [path.name for path in cache.volumes_folder(experiment).iterdir()] == [".lock"]
+    folder = cache.volumes_folder(experiment)
+    assert not folder.is_dir() or {path.name for path in folder.iterdir()} == {".lock", "identity.json"}
 
 
 def _prepare_then_die(experiment, after):
@@ -301,7 +363,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(fresh, quiet):
     process.start()
     assert answer.get(timeout=30) == errno.EFBIG
     process.join()
-    assert files_of(cache.volumes_folder(fresh)) == {}
+    assert files_of(cache.volumes_folder(fresh)).keys() <= {"identity.json"}
     assert len(cache.prepare(fresh, quiet).cases("train")) == 3
 
 
@@ -328,7 +390,7 @@ def test_what_a_method_and_the_evaluation_are_given(experiment, full_tree, quiet
     cases = cache.test_cases(experiment)
     assert [case.case_id for case in cases] == list(scans)
     for case in cases:
-        assert case.prompt == scans[case.case_id].prompt == "58 years old male"
+        assert case.prompt == scans[case.case_id].prompt("impression") == "58 years old male"
         assert case.labels.shape == case.grid.shape == (12, 32, 32)
         reference = cache.reference_volume(experiment, case.case_id)
         assert reference.hu.shape == (12, 40, 40)

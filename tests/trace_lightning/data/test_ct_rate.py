@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trace_lightning.config import DataConfig
-from trace_lightning.data.ct_rate import Index, Scan, read_index, split
+from trace_lightning.data.ct_rate import Index, Scan, choose, read_index, split
 from trace_lightning.errors import NotEnoughPatients, UserError
 
 
@@ -32,10 +32,47 @@ def test_the_index_joins_metadata_reports_and_folders(tree, make_chest):
         "female",
         12,
     )
-    assert scan.prompt == "36 years old female: A small nodule."
+    assert scan.prompt("impression") == "36 years old female: A small nodule."
     assert scan.path == tree.path("train_10_a_1")
     assert scan.path.is_file()
     assert index.scans[0].impression is None
+
+
+def test_prompts_from_findings(tree, make_chest):
+    for case_id in ("train_1_a_1", "train_2_a_1", "valid_1_a_1"):
+        tree.add(case_id, make_chest(), impression="Nodule.")
+    data = DataConfig(num_train_patients=2, num_val_patients=0, num_test_patients=1, prompt="findings")
+    with pytest.raises(UserError, match=r"train_reports.csv: no volume has findings \(column Findings_EN\)"):
+        split(read_index(tree.write_tables().root), data)
+    tree.findings = {"train_1_a_1": "A nodule of 4 mm.", "valid_1_a_1": "Not given."}
+    chosen = split(read_index(tree.write_tables().root), data)
+    scans = {scan.case_id: scan for scan in chosen.scans}
+    assert scans["train_1_a_1"].prompt("findings") == "58 years old male: A nodule of 4 mm."
+    assert scans["train_1_a_1"].prompt("both") == "58 years old male: Nodule. A nodule of 4 mm."
+    assert scans["train_2_a_1"].prompt("findings") == "58 years old male"
+    assert scans["valid_1_a_1"].prompt("both", length_mm=72.0) == "58 years old male, scan length 72 mm: Nodule."
+
+
+def test_who_is_excluded_leaves_the_others_where_they_are(tree):
+    """However a patient falls out (by list, by age, by slices), the next takes the place and nobody else moves."""
+    for n in range(1, 31):
+        tree.add(f"train_{n}_a_1")
+        tree.add(f"valid_{n}_a_1")
+    data = DataConfig(num_train_patients=10, num_val_patients=3, num_test_patients=6)
+    before = choose(read_index(tree.write_tables().root), data)
+    out = {"list": before.train[2], "age": before.train[7], "slices": before.val[1], "test": before.test[0]}
+    tree.no_chest["train"] = [out["list"].case_id]
+    tree.no_chest["valid"] = [out["test"].case_id]
+    tree.metadata["train"][out["age"].case_id]["PatientAge"] = "old"
+    tree.metadata["train"][out["slices"].case_id]["NumberofSlices"] = 2
+    after = choose(read_index(tree.write_tables().root), data)
+    gone = {scan.case_id for scan in out.values()}
+    for part, new in (("train", 2), ("val", 1), ("test", 1)):
+        then, now = set(ids(getattr(before, part))), set(ids(getattr(after, part)))
+        assert then - gone < now
+        assert len(now - then) == new
+    order = [case_id for case_id in ids(before.train) if case_id not in gone]
+    assert [case_id for case_id in ids(after.train) if case_id in order] == order
 
 
 def test_excluded_volumes_are_recorded_with_their_reason(tree):
@@ -223,7 +260,7 @@ def test_real_ct_excludes_the_abdomen_and_keeps_the_valid_patient_for_the_test(r
     assert [(e.case_id, "no_chest_train.txt" in e.reason) for e in chosen.excluded] == [("train_4_a_1", True)]
     assert ids(chosen.test) == ["valid_1_a_1"]
     assert sorted(ids(chosen.train)) == ["train_1_a_1", "train_1_a_2", "train_2_a_1", "train_3_a_1", "train_3_b_1"]
-    prompts = {scan.case_id: scan.prompt for scan in chosen.scans}
+    prompts = {scan.case_id: scan.prompt("impression") for scan in chosen.scans}
     assert prompts["train_1_a_1"] == "58 years old male: Lung adenocarcinoma."
     assert prompts["train_2_a_1"] == "patient"
     assert prompts["valid_1_a_1"] == "53 years old female: Lung adenocarcinoma."

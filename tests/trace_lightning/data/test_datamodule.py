@@ -17,6 +17,7 @@ from trace_lightning.data.flow import mask_flow
 from trace_lightning.data.masks import class_map
 from trace_lightning.data.pairs import pairs
 from trace_lightning.data.preprocess import hu_to_unit
+from trace_lightning.data.text import Embedding
 from trace_lightning.data.views import ClipDataset, Draw, PairDataset, VolumeDataset
 from trace_lightning.errors import UserError
 
@@ -33,7 +34,8 @@ def experiment(full_tree, shared_cache, make_experiment, quiet):
 @pytest.fixture
 def text(experiment):
     rng = np.random.default_rng(0)
-    return {p: rng.normal(size=(7, 5)).astype(np.float32) for p in cache.open_prepared(experiment).prompts}
+    prompts = cache.open_prepared(experiment).prompts
+    return {p: Embedding(*(rng.normal(size=s).astype(np.float32) for s in ((7, 5), 3)), 7, 7) for p in prompts}
 
 
 def loaded(experiment, text=None, **options) -> CTRateDataModule:
@@ -83,6 +85,7 @@ def test_a_batch_holds_what_the_row_uses(experiment, text):
         "flow": ((4, 2, 8, 8), torch.float32),
         "positions": ((4, 2), torch.float32),
         "text": ((4, 7, 5), torch.float32),
+        "text_pooled": ((4, 3), torch.float32),
         "step_positions": ((4,), torch.int64),
     }
     assert len(batch["case_id"]) == 4
@@ -110,7 +113,8 @@ def test_items_are_the_slices_of_their_case(experiment, text):
         np.testing.assert_array_equal(item["hu"], case.image[frames])
         np.testing.assert_array_equal(item["classes"], class_map(case.labels, 3)[frames])
         np.testing.assert_allclose(item["positions"], np.array(frames) / 11)
-        np.testing.assert_array_equal(item["text"], text[case.prompt])
+        np.testing.assert_array_equal(item["text"], text[case.prompt].tokens)
+        np.testing.assert_array_equal(item["text_pooled"], text[case.prompt].pooled)
         assert item["case_id"] == case.case_id
 
 
@@ -297,7 +301,8 @@ def test_loading_is_fast(experiment, quiet):
     experiment = deepcopy(experiment)
     experiment.data.size, experiment.train.batch_size, experiment.train.max_steps = 64, 16, 40
     cache.prepare(experiment, quiet)
-    module = loaded(experiment, {p: np.zeros((77, 64), np.float32) for p in cache.open_prepared(experiment).prompts})
+    blank = Embedding(np.zeros((77, 64), np.float32), np.zeros(64, np.float32), 3, 77)
+    module = loaded(experiment, dict.fromkeys(cache.open_prepared(experiment).prompts, blank))
     assert isinstance(module.train_view, PairDataset)
     batches = iter(module.train_dataloader())
     for _ in range(5):

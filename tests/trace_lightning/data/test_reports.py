@@ -16,7 +16,22 @@ from trace_lightning.data.reports import age_years, clean, prompt, sex
     ],
 )
 def test_every_missing_part_has_one_form(age, who, impression, expected):
-    assert prompt(age, who, impression) == expected
+    assert prompt(age, who, [impression]) == expected
+
+
+@pytest.mark.parametrize(
+    ("age", "who", "texts", "length_mm", "expected"),
+    [
+        (58, "male", ["Nodule.", "A nodule (4 mm)."], None, "58 years old male: Nodule. A nodule 4 mm."),
+        (58, "male", ["Not given.", "A nodule."], None, "58 years old male: A nodule."),
+        (58, "male", ["Not given", None], None, "58 years old male"),
+        (58, "male", ["Nodule."], 312.4, "58 years old male, scan length 312 mm: Nodule."),
+        (None, None, ["Not given."], 299.6, "patient, scan length 300 mm"),
+        (None, "female", ["", "Clear."], 300.0, "female, scan length 300 mm: Clear."),
+    ],
+)
+def test_several_parts_and_the_length(age, who, texts, length_mm, expected):
+    assert prompt(age, who, texts, length_mm) == expected
 
 
 @pytest.mark.parametrize(
