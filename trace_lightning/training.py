@@ -41,10 +41,7 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
         network_keys(experiment),
         progress,
         callbacks=[SampleImages(folder / "samples")],
-        notes={
-            "prompts": len(datamodule.text or {}),
-            "prompts_truncated": num_truncated((datamodule.text or {}).values()),
-        },
+        notes={"prompts": len(text), "prompts_truncated": num_truncated(text.values())},
     )
 
 

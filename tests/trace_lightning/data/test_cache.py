@@ -20,6 +20,7 @@ from trace_lightning.data import cache
 from trace_lightning.data.ct_rate import read_index, split
 from trace_lightning.data.flow import dis_flow, mask_flow, to_shares
 from trace_lightning.data.masks import class_map
+from trace_lightning.data.pairs import FlowOf
 from trace_lightning.data.preprocess import hu_to_unit
 from trace_lightning.errors import UserError
 
@@ -59,7 +60,7 @@ def test_prepare_writes_each_volume_on_the_models_grid(experiment, quiet):
 def test_flow_is_kept_for_training_pairs_only(experiment, quiet):
     prepared = cache.prepare(experiment, quiet)
     for case in prepared.cases("train") + prepared.cases("val"):
-        assert [len(np.load(cache.flow_path(case.folder, k))) for k in (1, 2, 4)] == [11, 5, 2]
+        assert [len(np.load(cache.flow_path(case.folder, FlowOf(k)))) for k in (1, 2, 4)] == [11, 5, 2]
         grey = np.rint((hu_to_unit(case.image[[4, 8]].astype(np.float32), experiment.data) + 1) * 127.5)
         expected = to_shares(dis_flow(*grey.astype(np.uint8)), 4)
         np.testing.assert_allclose(case.flow(4, 8), expected, rtol=1e-3, atol=1e-6)
@@ -97,7 +98,7 @@ def test_many_cases_are_read_with_few_open_files(fresh, quiet, monkeypatch):
 
 
 def test_a_map_is_of_the_file_that_lies_there(tmp_path):
-    case = cache.PreparedCase(tmp_path)
+    case = cache.PreparedCase(tmp_path, prompt="")
     for value in (1, 2):
         write_array(tmp_path / "image.npy", np.full((2, 3, 4), value, np.int16))
         assert (case.image == value).all()
