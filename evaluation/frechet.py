@@ -8,6 +8,7 @@ are fewer samples than features.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,9 @@ def nuclear_norm(matrix: np.ndarray) -> float:
 
 
 def covariance_factor(covariance: np.ndarray) -> np.ndarray:
-    """Return (k, d) A with A'A = covariance, k its numerical rank."""
+    """Return (k, d) A with A'A = covariance: its Cholesky factor, or one of its numerical rank where it is singular."""
+    with contextlib.suppress(np.linalg.LinAlgError):
+        return np.linalg.cholesky(covariance).T
     values, vectors = np.linalg.eigh(covariance)
     kept = values > len(values) * np.finfo(values.dtype).eps * max(values[-1], 0.0)
     return (vectors[:, kept] * np.sqrt(values[kept])).T
