@@ -132,6 +132,12 @@ class Distance:
         """Return a JSON-ready record."""
         return asdict(self) | {"warnings": list(self.warnings)}
 
+    @classmethod
+    def from_json(cls, data: dict) -> Distance:
+        """Build the record that `to_json` gave."""
+        floor = data["floor"] and Floor(**data["floor"])
+        return cls(**data | {"floor": floor, "warnings": tuple(data["warnings"])})
+
 
 def set_distance(
     kind: Literal["frechet", "kernel"],
@@ -140,6 +146,7 @@ def set_distance(
     *,
     samples: int = 200,
     splits: int = 10,
+    floor: Floor | None = None,
     ddof: int = 1,
     seed: int = 0,
 ) -> Distance:
@@ -153,6 +160,7 @@ def set_distance(
         reference: the same views of the real volumes.
         samples: of the bootstrap; 0 for no interval. The end points of 200 vary by about a tenth of the interval.
         splits: of the real volumes in random halves, for the floor; 0 for none.
+        floor: of the real volumes, where `real_floor` has given it already.
         ddof: of covariances.
         seed: of all that is random.
     """
@@ -169,7 +177,7 @@ def set_distance(
     interval = _interval(
         value, resamplers, list(made[0]), list(real[0]), samples, seed, never_negative=kind == "frechet"
     )
-    floor = _floor(kind, real, splits, ddof, seed)
+    floor = floor or real_floor(kind, reference, splits=splits, ddof=ddof, seed=seed)
     return Distance(
         value=value,
         raw=raw,
@@ -182,6 +190,27 @@ def set_distance(
         warnings=_warnings(kind, sizes, floor),
         **sizes,
     )
+
+
+def real_floor(
+    kind: Literal["frechet", "kernel"], reference: Sequence[Features], *, splits: int = 10, ddof: int = 1, seed: int = 0
+) -> Floor | None:
+    """Return the distance of real volumes against real volumes, by random halves; None where they are too few.
+
+    Args:
+        kind: `frechet` or `kernel`.
+        reference: as in `set_distance`.
+        splits: as in `set_distance`.
+        ddof: as in `set_distance`.
+        seed: as in `set_distance`.
+    """
+    volumes = [list(view.values()) for view in _volumes(reference)]
+    half = len(volumes[0]) // 2
+    if not splits or not all(fits(view, half) for view in volumes):
+        return None
+    n = min(np.mean([len(v) for v in view]) * half for view in volumes)
+    found = np.mean([half_distances(kind, view, half, splits, ddof, seed) for view in volumes], axis=0)
+    return Floor(float(found.mean()), float(found.std(ddof=1)) if splits > 1 else None, float(n), half, splits)
 
 
 def effective_samples(volumes: Sequence[np.ndarray]) -> float:
@@ -286,16 +315,6 @@ def _interval(
     drawn = np.array(drawn)[np.isfinite(drawn)]
     low, high = value + np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)]) - drawn.mean()
     return (max(float(low), 0.0) if never_negative else float(low)), float(high)
-
-
-def _floor(kind: str, real: Sequence[Features], splits: int, ddof: int, seed: int) -> Floor | None:
-    volumes = [list(view.values()) for view in real]
-    half = len(volumes[0]) // 2
-    if not splits or not all(fits(view, half) for view in volumes):
-        return None
-    n = min(np.mean([len(v) for v in view]) * half for view in volumes)
-    found = np.mean([half_distances(kind, view, half, splits, ddof, seed) for view in volumes], axis=0)
-    return Floor(float(found.mean()), float(found.std(ddof=1)) if splits > 1 else None, float(n), half, splits)
 
 
 def _warnings(kind: str, sizes: Mapping[str, int], floor: Floor | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.features.network import load_strictly, read_state
+from evaluation.features.network import full_precision, load_strictly, read_state
 from trace_lightning.errors import UserError
 
 MIN_SIZE = 63  # below it nothing is left after AlexNet's second pooling
@@ -66,12 +66,13 @@ class Lpips:
                 f"slices of {a.shape[1]} x {a.shape[2]} pixels; LPIPS needs {MIN_SIZE} x {MIN_SIZE} or more"
             )
         found = np.empty(len(a), np.float32)
-        for start in range(0, len(a), self.batch):
-            part = slice(start, start + self.batch)
-            found[part] = self.module(self._images(a[part]), self._images(b[part])).flatten().cpu().numpy()
+        with full_precision():
+            for start in range(0, len(a), self.batch):
+                part = slice(start, start + self.batch)
+                found[part] = self.module(self._images(a[part]), self._images(b[part])).flatten().cpu().numpy()
         return found
 
     def _images(self, x: np.ndarray) -> torch.Tensor:
-        images = torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+        images = torch.from_numpy(np.array(x, order="C")).to(self.device)
         images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None].expand(-1, 3, -1, -1)
         return images.float() / 127.5 - 1

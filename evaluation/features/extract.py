@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation import weights
-from evaluation.distances import Distance, SetMetric, set_distance
+from evaluation import distances, frechet, resampling, uncertainty, weights
+from evaluation.distances import Distance, Features, Floor, SetMetric, real_floor, set_distance
 from evaluation.features.extractors import EXTRACTORS, Extractor
-from evaluation.features.network import Network
-from evaluation.features.store import FeatureStore, feature_key
+from evaluation.features.store import FeatureStore, contents, feature_key
 from evaluation.views import Views
 from trace_lightning.artifacts import file_digest
+
+if TYPE_CHECKING:
+    from evaluation.features.network import Network
 
 Cut = tuple[str, str]  # name of an extractor, name of a plane or `clips`
 
@@ -144,9 +147,27 @@ class Extraction:
                 [{case: cuts[metric.extractor, cut] for case, cuts in side.items()} for cut in metric.cuts(self.views)]
                 for side in sides
             )
-            options = {"samples": samples, "splits": splits, "ddof": self.views.ddof, "seed": self.seed}
-            found[metric.name] = set_distance(metric.kind, a, b, **options)
+            found[metric.name] = self._distance(metric.kind, a, b, samples, splits)
         return found
+
+    def _distance(
+        self, kind: str, generated: Sequence[Features], reference: Sequence[Features], samples: int, splits: int
+    ) -> Distance:
+        """Return a distance, or what is known of it from an earlier run; so with the floor, which methods share."""
+        options = {"splits": splits, "ddof": self.views.ddof, "seed": self.seed}
+        key = options | {"kind": kind, "code": _code(), "reference": [contents(view) for view in reference]}
+
+        def floor() -> dict:
+            known = real_floor(kind, reference, **options)
+            return {"floor": known and asdict(known)}
+
+        def compute() -> dict:
+            known = self.store.record("floors", key, floor)["floor"]
+            given = {"samples": samples, "floor": known and Floor(**known), **options}
+            return set_distance(kind, generated, reference, **given).to_json()
+
+        both = key | {"generated": [contents(view) for view in generated], "samples": samples}
+        return Distance.from_json(self.store.record("distances", both, compute))
 
     def _first(self, side: Mapping[str, Mapping]) -> dict[str, Mapping]:
         return {case: side[case] for case in sorted(side)[: self.views.volumes]}
@@ -158,3 +179,8 @@ class Extraction:
         seen = rule if cut == "clips" else view["planes"][cut]
         described = {"cut": seen, "cube": view["cube"], "start": [case_id, self.seed] if random else None}
         return feature_key(volume_digest, name, self.backbones[name].digest, described, self.grid)
+
+
+@cache
+def _code() -> list[str]:
+    return [file_digest(Path(module.__file__)) for module in (distances, frechet, resampling, uncertainty)]

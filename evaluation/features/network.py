@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,18 @@ class Network:
         if images.dtype != np.uint8 or images.ndim != self.axes + 1:
             raise ValueError(f"expected uint8 with {self.axes + 1} axes, found {images.dtype} {images.shape}")
         found = np.empty((len(images), self.dim), np.float32)
-        for start in range(0, len(images), self.batch):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + self.batch]))
-            found[start : start + self.batch] = self.module(batch.to(self.device)).float().cpu().numpy()
+        with full_precision():
+            for start in range(0, len(images), self.batch):
+                batch = torch.from_numpy(np.array(images[start : start + self.batch], order="C")).to(self.device)
+                found[start : start + self.batch] = self.module(batch).float().cpu().numpy()
         return found
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep CUDA from rounding convolutions to ten bits (TF32), so that a GPU gives what a CPU does."""
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        yield
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -1,16 +1,18 @@
-"""Features on disk: one .npy a volume and view, found again by what it was computed from."""
+"""Results on disk, found again by what they were computed from: features (.npy a volume and view) and small records."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from evaluation.frechet import Moments
-from trace_lightning.artifacts import digest, file_digest, write_array
+from evaluation.features.extractors import EXTRACTORS
+from trace_lightning.artifacts import digest, file_digest, write_array, write_json
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +43,24 @@ class FeatureStore:
             write_array(path, found)
         return found
 
-    def moments(self, keys: Sequence[Key], features: Callable[[], np.ndarray]) -> Moments:
-        """Return the moments of a set, whatever the order of its volumes.
+    def record(self, kind: str, key: Key, compute: Callable[[], dict]) -> dict:
+        """Return the JSON-ready record that a key stands for, computed if it is not there.
 
         Args:
-            keys: of all its volumes.
-            features: gives those of the whole set, (n, d); called where the moments are not there.
+            kind: folder.
+            key: JSON-ready, all that the record depends on.
+            compute: called where nothing, or something damaged, is found.
         """
-        path = self.folder / "moments" / f"{digest(sorted(digest(dict(key)) for key in keys))}.npy"
-        packed = _read(path)
-        if packed is None:
-            moments = Moments.of_array(features())
-            head = np.concatenate([[moments.n], moments.mean])
-            packed = np.vstack([head, np.column_stack([np.zeros(len(moments.mean)), moments.scatter])])
-            write_array(path, packed)
-        return Moments(int(packed[0, 0]), packed[0, 1:], packed[1:, 1:])
+        path = self.folder / kind / f"{digest(dict(key))}.json"
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            log.warning("%s: damaged (%s); computed again", path, error)
+        found = compute()
+        write_json(path, found)
+        return found
 
     def _path(self, key: Key) -> Path:
         return self.folder / str(key["extractor"]) / f"{digest(dict(key))}.npy"
@@ -77,14 +82,23 @@ def feature_key(volume: str, extractor: str, weights: str, view: object, grid: o
         "weights": weights,
         "view": view,
         "grid": grid,
-        "code": _code(),
+        "code": _code(EXTRACTORS[extractor].module),
     }
 
 
+def contents(features: Mapping[str, np.ndarray]) -> str:
+    """Identify the features of a set, case id -> (n_i, d), whatever their order."""
+    found = hashlib.sha256()
+    for case in sorted(features):
+        found.update(f"{case} {features[case].shape} {features[case].dtype}".encode())
+        found.update(np.ascontiguousarray(features[case]).data)
+    return found.hexdigest()[:16]
+
+
 @cache
-def _code() -> list[str]:
+def _code(module: str) -> list[str]:
     folder = Path(__file__).parent
-    return [file_digest(path) for path in (*sorted(folder.glob("*.py")), folder.parent / "views.py")]
+    return [file_digest(path) for path in (folder / f"{module}.py", folder / "network.py", folder.parent / "views.py")]
 
 
 def _read(path: Path) -> np.ndarray | None:

@@ -8,8 +8,7 @@ from test_features import alexnet_file, given, i3d_file
 
 from evaluation.distances import SET_METRICS
 from evaluation.features.extract import Extraction
-from evaluation.features.store import FeatureStore, feature_key
-from evaluation.frechet import frechet_distance
+from evaluation.features.store import FeatureStore, contents, feature_key
 from evaluation.views import VIEWS
 from trace_lightning.errors import UserError
 
@@ -68,19 +67,24 @@ def test_nothing_half_written_is_left(tmp_path):
     assert list(tmp_path.rglob("*.npy")) == []
 
 
-def test_moments_of_a_set_are_computed_once(tmp_path):
+def test_records_are_computed_once(tmp_path):
     store = FeatureStore(tmp_path)
-    features = np.random.default_rng(0).normal(size=(20, 4))
-    keys = [dict(KEY) | {"volume": name} for name in ("a", "b")]
-    compute, calls = counted(features)
-    first = store.moments(keys, compute)
-    again = store.moments(keys[::-1], compute)
+    compute, calls = counted({"value": 1.5})
+    for _ in range(2):
+        assert store.record("distances", {"a": 1}, compute) == {"value": 1.5}
     assert len(calls) == 1
-    assert first.n == again.n == 20
-    np.testing.assert_allclose(again.covariance(), np.cov(features.T))
-    assert abs(frechet_distance(again, features).raw) < 1e-9
-    store.moments(keys[:1], compute)
-    assert len(calls) == 2
+    store.record("distances", {"a": 2}, compute)
+    next(tmp_path.rglob("*.json")).write_text("{")
+    for a in (1, 2):
+        store.record("distances", {"a": a}, compute)
+    assert len(calls) == 3
+
+
+def test_contents_of_a_set():
+    features = {"a": np.zeros((2, 3)), "b": np.ones((1, 3))}
+    assert contents(features) == contents(dict(reversed(features.items())))
+    assert contents(features) != contents(features | {"b": np.ones((1, 3)) * 2})
+    assert contents(features) != contents({"a": features["b"], "b": features["a"]})
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,22 @@ def test_from_volumes_to_distances(tmp_path, weights_dir, unchecked):
     assert found["fvd_i3d"].n_generated == 4
     assert found["fd_alexnet_2p5d"].value > 0
     json.dumps({name: distance.to_json() for name, distance in found.items()})
+
+
+def test_a_known_distance_and_a_known_floor_are_not_computed_again(tmp_path, weights_dir, unchecked, monkeypatch):
+    extraction = Extraction([SET_METRICS["fd_alexnet"]], VIEWS["trace"], weights_dir, FeatureStore(tmp_path))
+
+    def side(seed):
+        rng = np.random.default_rng(seed)
+        return {f"case_{i}": {("alexnet", "axial"): rng.normal(size=(9, 256))} for i in range(4)}
+
+    first = extraction.distances(side(1), side(0), samples=5)["fd_alexnet"]
+    assert first.floor.volumes == 2
+    monkeypatch.setattr("evaluation.features.extract.real_floor", lambda *_, **__: pytest.fail("floor"))
+    other = extraction.distances(side(2), side(0), samples=5)["fd_alexnet"]
+    assert other.floor == first.floor
+    monkeypatch.setattr("evaluation.features.extract.set_distance", lambda *_, **__: pytest.fail("distance"))
+    assert extraction.distances(side(1), side(0), samples=5)["fd_alexnet"] == first
 
 
 def test_a_second_run_reads_neither_volumes_nor_weights(tmp_path, weights_dir, unchecked, monkeypatch):
