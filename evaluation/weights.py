@@ -75,7 +75,7 @@ WEIGHTS = {
             "weights Apache-2.0",
             (
                 File("i3d/i3d_kinetics400.safetensors"),
-                File("i3d/i3d_torchscript.pt"),
+                File("i3d/i3d_torchscript.pt", "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"),
                 File("i3d/i3d_pretrained_400.pt"),
             ),
             "StyleGAN-V's i3d_torchscript.pt or VideoGPT's i3d_pretrained_400.pt, put below i3d/",
@@ -119,8 +119,8 @@ WEIGHTS = {
             "radimagenet_resnet50",
             "ResNet-50, RadImageNet",
             "on request from RadImageNet; research use",
-            (File("radimagenet/RadImageNet-ResNet50_notop.pth"), File("radimagenet/resnet50.pt")),
-            "request the PyTorch weights at github.com/BMEII-AI/RadImageNet and put them below radimagenet/",
+            (File("radimagenet/RadImageNet-ResNet50_notop.pth"),),
+            "the form of MONAI's 2.5-D FID: see github.com/Warvito/radimagenet-models; put it below radimagenet/",
         ),
         Weights(
             "clip_vitb32",
