@@ -187,7 +187,7 @@ def run_ours(frames: dict[str, np.ndarray], weights: dict[str, Path]) -> dict:
     found = {}
     for name, dimension in DIMENSIONS.items():
         if dimension.weights and name not in weights:
-            found[name] = {"error": f"needs the extra {dimension.needs_extra} here"}
+            found[name] = {"error": f"needs the extra {dimension.extra} here"}
             continue
         start = time.perf_counter()
         score = dimension.load(weights.get(name))

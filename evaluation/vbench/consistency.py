@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 from torchvision.transforms.functional import InterpolationMode, normalize, resize
 
 from evaluation import checkpoint, openai_clip
@@ -62,7 +63,30 @@ def load_subject(path: Path, device: str = "cpu") -> Consistency:
 
     network = timm.create_model("vit_base_patch16_224.dino", num_classes=0, dynamic_img_size=True)
     checkpoint.fill(network, checkpoint.read(path), path, device)
-    return Consistency("subject_consistency", lambda frames: network(dino_pixels(rgb(frames, device))))
+    return Consistency("subject_consistency", lambda frames: dino_features(network, dino_pixels(rgb(frames, device))))
+
+
+def dino_features(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return DINO's feature of the whole image, as Facebook's code does for images of any shape.
+
+    Other shapes than 14 x 14 patches need other positions; timm would interpolate them with antialiasing.
+
+    Args:
+        network: timm's ViT with `dynamic_img_size`.
+        images: (B, 3, h, w) as `dino_pixels` makes them.
+
+    Returns:
+        (B, d) float32.
+    """
+    patches = network.patch_embed(images)  # (B, rows, columns, d)
+    whole = (network.cls_token + network.pos_embed[:, :1]).expand(len(patches), -1, -1)
+    grid = network.pos_embed[:, 1:].unflatten(1, (SIDE // PATCH, SIDE // PATCH))
+    if patches.shape[1:] != grid.shape[1:]:
+        # DINO adds 0.1 patch so that rounding does not lose a row, and scales by that.
+        scales = [(n + 0.1) / (SIDE // PATCH) for n in patches.shape[1:3]]
+        grid = interpolate(grid.movedim(-1, 1), scale_factor=scales, mode="bicubic").movedim(1, -1)
+    tokens = torch.cat([whole, (patches + grid).flatten(1, 2)], dim=1)
+    return network.norm(network.blocks(tokens))[:, 0]
 
 
 def dino_pixels(frames: torch.Tensor) -> torch.Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.weights import WEIGHTS
+from evaluation.weights import WEIGHTS, find, why_absent
 
 if TYPE_CHECKING:
     from evaluation.vbench.video import Scorer
@@ -30,7 +31,8 @@ class Dimension:
         range: least and greatest value. Published tables print it times 100.
         companions: its other measures.
         needs_prompt: compares with the volume's text.
-        needs_extra: the optional extra of this package that it needs, empty for none.
+        package: optional package that it needs, as it is imported; empty for none.
+        extra: the extra of this project that brings `package`.
         least_frames: fewer slices are a ValueError.
         per_slice: VBench, run as one process, averages over all slices of all videos (`consistency.pooled`), not over
             videos.
@@ -45,7 +47,8 @@ class Dimension:
     range: tuple[float, float] = (0.0, 1.0)
     companions: tuple[str, ...] = ()
     needs_prompt: bool = False
-    needs_extra: str = ""
+    package: str = ""
+    extra: str = ""
     least_frames: int = 1
     per_slice: bool = False
     verified: str = ""
@@ -60,6 +63,18 @@ class Dimension:
         """Of the weights, as their publisher states it."""
         return WEIGHTS[self.weights].licence if self.weights else "none needed"
 
+    def why_absent(self, below: Path) -> str | None:
+        """Say what is missing and how it is got, or return None where all is there.
+
+        Args:
+            below: the weights folder.
+        """
+        if self.package and find_spec(self.package) is None:
+            return f"needs the package {self.package} ({self.licence}): pip install 'trace-lightning[{self.extra}]'"
+        if self.weights and find(self.weights, below) is None:
+            return why_absent(self.weights, below)
+        return None
+
     def load(self, path: Path | None = None, device: str = "cpu") -> Scorer:
         """Return its scorer, the network in memory.
 
@@ -68,7 +83,7 @@ class Dimension:
             device: torch's name.
 
         Raises:
-            UserError: the file or an optional package is missing or not what it should be.
+            UserError: not the weights that it should be.
         """
         module, _, function = self.entry.partition(":")
         make: Callable = getattr(import_module(module), function)
@@ -96,7 +111,7 @@ DIMENSIONS = {
         ),
         Dimension(
             "motion_smoothness",
-            "evaluation.vbench.smoothness:load_motion",
+            "evaluation.vbench.motion:load",
             "AMT-S",
             weights="amt_s",
             companions=("body_smoothness",),
@@ -104,7 +119,7 @@ DIMENSIONS = {
         ),
         Dimension(
             "linear_smoothness",
-            "evaluation.vbench.smoothness:load_linear",
+            "evaluation.vbench.smoothness:load",
             "none: linear interpolation",
             source="VBench's motion smoothness with another interpolator",
             companions=("body_linear_smoothness",),
@@ -116,7 +131,8 @@ DIMENSIONS = {
             "evaluation.vbench.imaging:load",
             "MUSIQ, SPAQ (pyiqa)",
             weights="musiq_spaq",
-            needs_extra="musiq",
+            package="pyiqa",
+            extra="musiq",
         ),
         Dimension(
             "overall_consistency",

@@ -6,7 +6,6 @@ MUSIQ comes from pyiqa, the optional extra `musiq`, under the PolyForm Noncommer
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from evaluation import checkpoint
 from evaluation.vbench.video import Video, batches, rgb
-from trace_lightning.errors import UserError
 
 MAX_SIDE = 512  # pixels; VBench's mode `longer`, its default
 NAME = "imaging_quality"
@@ -36,21 +34,12 @@ class ImagingQuality:
         return {NAME: opinions.mean().item() / 100}
 
 
-def why_absent() -> str:
-    """Say how to get MUSIQ, or return nothing where it is installed."""
-    if find_spec("pyiqa"):
-        return ""
-    return "needs MUSIQ of the package pyiqa (PolyForm Noncommercial licence): pip install 'trace-lightning[musiq]'"
-
-
 def load(path: Path, device: str = "cpu") -> ImagingQuality:
     """Return imaging quality with MUSIQ from pyiqa's file of SPAQ weights.
 
     Raises:
-        UserError: pyiqa is not installed, or not that file.
+        UserError: not that file.
     """
-    if reason := why_absent():
-        raise UserError(f"{NAME} {reason}")
     from pyiqa.archs.musiq_arch import MUSIQ
 
     state = {key.removeprefix("module."): value for key, value in checkpoint.read(path).items()}

@@ -3,23 +3,19 @@ import pytest
 import torch
 
 
-def _wave(weight, index):
-    wave = torch.sin(torch.arange(weight.numel(), dtype=torch.float64) * 1.7 + index)
-    return wave.reshape(weight.shape).float()
-
-
 @pytest.fixture
 def fixed_weights():
     """Fill a network with weights that are the same everywhere, so that numbers can be pinned."""
 
-    def fill(network):
+    def fill(network, gain):
+        rng = np.random.default_rng(0)
         with torch.no_grad():
-            for index, (name, weight) in enumerate(sorted(network.named_parameters())):
-                wave = _wave(weight, index)
+            for name, weight in sorted(network.named_parameters()):
+                drawn = torch.from_numpy(rng.standard_normal(weight.shape, np.float32))
                 if weight.ndim > 1:
-                    weight.copy_(wave * 1.5 * weight[0].numel() ** -0.5)
+                    weight.copy_(drawn * gain * weight[0].numel() ** -0.5)
                 else:
-                    weight.copy_(0.3 * wave + (1 if weight.ndim and name.endswith("weight") else 0))
+                    weight.copy_(0.1 * drawn + (1 if weight.ndim and name.endswith("weight") else 0))
         return network.eval()
 
     return fill

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from evaluation.vbench import consistency
-from evaluation.vbench.consistency import Consistency, dino_pixels, pooled
+from evaluation.vbench.consistency import Consistency, dino_features, dino_pixels, pooled
 from evaluation.vbench.video import BATCH, Video, rgb
 from trace_lightning.errors import UserError
 
@@ -67,6 +67,23 @@ def test_dino_pixels_are_vbench_s(noise):
     whole = functional.interpolate(frames.float(), (224, 291), mode="bilinear", align_corners=False) / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     assert torch.allclose(found, ((whole - mean) / std)[..., :288], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "norm", "start"),
+    [
+        (224, 224, 13.902515, [1.0834233, -0.5659389, 0.1336532, -1.3704253]),
+        (224, 288, 13.860478, [0.9589763, -0.4395113, 0.3269005, -1.3022397]),
+        (256, 224, 13.901452, [1.0906775, -0.5178450, 0.1222124, -1.3590584]),
+    ],
+)
+def test_dino_computes_what_its_authors_code_does(fixed_weights, pictures, height, width, norm, start):
+    """The numbers come from Facebook's own code at this size, with these weights and pictures."""
+    network = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0, dynamic_img_size=True)
+    with torch.no_grad():
+        feature = dino_features(fixed_weights(network, 3.0), pictures(1, height, width))[0]
+    assert feature.norm().item() == pytest.approx(norm, abs=1e-3)
+    assert feature[:4].tolist() == pytest.approx(start, abs=1e-4)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 from evaluation import clip_score, ct_clip
 from evaluation.metrics import metric
+from evaluation.vbench import dimensions
 from evaluation.vbench.dimensions import DIMENSIONS
 from evaluation.vbench.video import Video
 from evaluation.weights import WEIGHTS
@@ -51,6 +52,24 @@ def test_what_needs_no_weights_runs(dimension, noise):
     assert all(dimension.range[0] <= value <= dimension.range[1] for value in found.values())
     with pytest.raises(ValueError, match=f"{dimension.least_frames} slices"):
         dimension.load()(Video(frames[: dimension.least_frames - 1]))
+
+
+def test_absence_of_weights_says_how_to_get_them(tmp_path):
+    dimension = DIMENSIONS["motion_smoothness"]
+    assert "weights fetch amt_s" in dimension.why_absent(tmp_path)
+    path = tmp_path / WEIGHTS["amt_s"].files[0].path
+    path.parent.mkdir()
+    path.touch()
+    assert dimension.why_absent(tmp_path) is None
+    assert DIMENSIONS["linear_smoothness"].why_absent(tmp_path) is None
+    assert "CT-RATE" in ct_clip.DIMENSION.why_absent(tmp_path)
+
+
+def test_absence_of_a_package_says_how_to_get_it_and_under_which_licence(monkeypatch, tmp_path):
+    monkeypatch.setattr(dimensions, "find_spec", lambda name: None)
+    reason = DIMENSIONS["imaging_quality"].why_absent(tmp_path)
+    assert "Noncommercial" in reason
+    assert "trace-lightning[musiq]" in reason
 
 
 def test_the_table_costs_no_torch():

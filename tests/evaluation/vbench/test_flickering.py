@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 
@@ -13,6 +14,25 @@ def levels(*values, shape=(4, 4)):
 def test_is_the_published_measure(noise):
     frames = noise(6)
     assert flickering(Video(frames)) == {"temporal_flickering": temporal_flickering(frames)}
+
+
+def test_a_video_codec_would_flatter(tmp_path):
+    """Independent noise of sigma 8 flickers by 2 x 8 / sqrt(pi) grey levels; mp4 smooths it away."""
+    grey = 128 + np.random.default_rng(0).normal(0, 8, (24, 128, 128))
+    frames = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    lossless = flickering(Video(frames))["temporal_flickering"]
+    assert lossless == pytest.approx(1 - 2 * 8 / np.pi**0.5 / 255, abs=2e-4)
+
+    path = str(tmp_path / "video.mp4")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), 8, (128, 128))
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
+    writer.release()
+    capture, read = cv2.VideoCapture(path), []
+    while (found := capture.read())[0]:
+        read.append(found[1][..., 0])
+    assert len(read) == len(frames)
+    assert flickering(Video(np.stack(read)))["temporal_flickering"] > lossless + 0.001
 
 
 def test_the_body_alone():

@@ -6,7 +6,6 @@ from torch.nn import functional
 from evaluation.vbench import imaging
 from evaluation.vbench.imaging import ImagingQuality, pixels
 from evaluation.vbench.video import BATCH, Video
-from trace_lightning.errors import UserError
 
 
 def test_mean_over_slices_over_a_hundred():
@@ -28,12 +27,6 @@ def test_large_slices_are_made_smaller_without_antialiasing(noise):
         torch.from_numpy(frames)[:, None].float(), (219, 512), mode="bilinear", align_corners=False
     )
     assert torch.allclose(pixels(frames)[:, :1], expected / 255, atol=1e-6)
-
-
-def test_absence_says_how_to_get_it_and_under_which_licence(monkeypatch, tmp_path):
-    monkeypatch.setattr(imaging, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"Noncommercial.*trace-lightning\[musiq\]"):
-        imaging.load(tmp_path / "musiq.pth")
 
 
 def test_musiq_with_random_weights(tmp_path, noise):

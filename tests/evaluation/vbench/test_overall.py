@@ -94,17 +94,17 @@ small = partial(ViClip, video_width=128, video_layers=2, text_width=128, text_la
 def test_viclip_computes_what_its_authors_code_does(fixed_weights, pictures):
     """The numbers come from ViCLIP's own code at this size, with these weights, pictures and texts."""
     network = small()
-    video_tower, text_tower = fixed_weights(network.vision_encoder), fixed_weights(network.text_encoder)
+    video_tower, text_tower = fixed_weights(network.vision_encoder, 3.0), fixed_weights(network.text_encoder, 3.0)
     with torch.no_grad():
         video = video_tower(pictures(8, 224, 224)[None])[0]
         short, long = text_tower(tokens(["a chest CT", LONG]))
     for feature, norm, start in (
-        (video, 2.618145, [0.06107144, 0.11001645, -0.08942148, -0.08697353]),
-        (short, 2.607128, [-0.08231077, -0.09306026, 0.10629131, 0.06567011]),
-        (long, 2.591098, [-0.07920389, -0.09480774, 0.10363480, 0.06810216]),
+        (video, 34.200092, [1.0959986, -0.2100892, -0.6658608, -0.7460607]),
+        (short, 33.603409, [-2.3591421, -1.1390172, 1.7595630, 0.3363623]),
+        (long, 34.865524, [-0.6892384, -0.7218369, 0.7815117, -3.3973579]),
     ):
-        assert feature.norm().item() == pytest.approx(norm, abs=1e-4)
-        assert feature[:4].tolist() == pytest.approx(start, abs=1e-5)
+        assert feature.norm().item() == pytest.approx(norm, abs=1e-3)
+        assert feature[:4].tolist() == pytest.approx(start, abs=1e-4)
 
 
 def test_published_file_is_read_and_used(tmp_path, monkeypatch, noise):
