@@ -26,6 +26,7 @@ TEMPORARY = ".tmp-"
 GZIP_MAGIC = b"\x1f\x8b"
 SMALLEST_VOXEL_MM3 = 1e-6
 CANONICAL_AXES = ("L", "P", "S")
+METAIMAGE = (".mha", ".mhd")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_volume(path: Path) -> Volume:
-    """Read a NIfTI volume in HU into canonical orientation.
+    """Read a volume in HU (NIfTI, MetaImage) into canonical orientation.
 
     Raises:
         UserError: absent, truncated, not 3-D, or not finite.
@@ -154,37 +155,38 @@ class Stored:
 
 
 def read_stored(path: Path, affine: np.ndarray | None = None) -> Stored:
-    """Read a NIfTI volume into canonical orientation without saying what its numbers mean.
+    """Read a NIfTI or MetaImage volume into canonical orientation without saying what its numbers mean.
 
     Args:
-        path: NIfTI file.
+        path: `.nii`, `.nii.gz`, or `.mha`/`.mhd` (these need SimpleITK, the extra `itk`).
         affine: 4x4, in place of the header's where that is known to be blank.
 
     Raises:
         UserError: absent, truncated, or not 3-D.
     """
-    import nibabel as nib
-    from nibabel.wrapstruct import WrapStructError
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    voxels, header_affine = _open_metaimage(path) if path.suffix in METAIMAGE else _open_nifti(path)
+    affine = header_affine if affine is None else affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
+        raise UserError(f"{path}: its affine places no voxel anywhere: {affine.round(3).tolist()}")
+    array, grid = _canonical(voxels, affine)
+    return Stored(array, grid, header_affine)
+
+
+def _open_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels in the file's own axis order, and its affine."""
+    import nibabel as nib
+    from nibabel.wrapstruct import WrapStructError
+
     try:
         raw = path.read_bytes()
         # gzip.decompress checks the whole file's CRC; nibabel's own reader stops before it and returns damaged voxels.
         image = nib.Nifti1Image.from_bytes(gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw)
         if image.ndim != 3:
             raise UserError(f"{path}: a volume has 3 axes, this file has {image.ndim} (shape {image.shape})")
-        header_affine = np.asarray(image.affine, np.float64)
-        affine = header_affine if affine is None else affine
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
-            raise UserError(f"{path}: its affine places no voxel anywhere: {affine.round(3).tolist()}")
-        to_canonical = nib.orientations.ornt_transform(
-            nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
-        )
-        data = nib.orientations.apply_orientation(np.asanyarray(image.dataobj), to_canonical)
-    except UserError:
-        raise
+        return np.asanyarray(image.dataobj), np.asarray(image.affine, np.float64)
     except (
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
@@ -195,9 +197,36 @@ def read_stored(path: Path, affine: np.ndarray | None = None) -> Stored:
         zlib.error,
     ) as error:
         raise UserError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated") from None
-    array = np.transpose(data, (2, 1, 0))
-    canonical = affine @ nib.orientations.inv_ornt_aff(to_canonical, image.shape)
-    return Stored(array, Grid(array.shape, canonical), header_affine)
+
+
+def _open_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels in NIfTI's axis order, and the affine in NIfTI's words: ITK's world is LPS, NIfTI's RAS."""
+    try:
+        import SimpleITK as sitk
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: needs SimpleITK: pip install 'trace-lightning[itk]'") from None
+
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be read as MetaImage ({str(error).splitlines()[-1].strip()})") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise UserError(f"{path}: a volume has 3 axes and one number a voxel, this file has {image.GetSize()}")
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.transpose(sitk.GetArrayFromImage(image)), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _canonical(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, Grid]:
+    """Turn voxels of NIfTI's axis order into (D, H, W), canonical; a view."""
+    import nibabel as nib
+
+    to_canonical = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
+    )
+    array = np.transpose(nib.orientations.apply_orientation(voxels, to_canonical), (2, 1, 0))
+    return array, Grid(array.shape, affine @ nib.orientations.inv_ornt_aff(to_canonical, voxels.shape))
 
 
 def write_volume(path: Path, volume: Volume, provenance: dict | None = None) -> None:
@@ -242,8 +271,9 @@ def provenance_path(volume_path: Path) -> Path:
 
 
 def case_id_of(path: Path) -> str:
-    """Return a volume file's name without .nii or .nii.gz."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    """Return a volume file's name without .nii, .nii.gz, .mha or .mhd."""
+    name = Path(path).name.removesuffix(".gz")
+    return next((name.removesuffix(end) for end in (".nii", *METAIMAGE) if name.endswith(end)), name)
 
 
 def _as_int16(hu: np.ndarray) -> np.ndarray:
