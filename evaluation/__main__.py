@@ -1,10 +1,11 @@
-"""python -m evaluation score|table|compare: numbers from files on disk."""
+"""python -m evaluation score|fidelity|table|compare|metrics|weights: numbers from files on disk."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from trace_lightning.errors import UserError, run_command
@@ -12,10 +13,14 @@ from trace_lightning.errors import UserError, run_command
 EXAMPLES = """\
 examples:
   python -m evaluation score my_volumes real_volumes --out scores
-  python -m evaluation score my_volumes real_volumes --masks masks --spacing-mm 1.5 --out scores
+  python -m evaluation score my_volumes real_volumes --masks masks --jobs 4 --metrics fidelity slices --out scores
+  python -m evaluation fidelity my_labels.nii.gz real_labels.nii.gz --out fidelity
   python -m evaluation table experiments/table1.yaml --profile phantom --seeds 0 1 2
   python -m evaluation compare runs/phantom/ours/seed0 runs/phantom/pfm_dag/seed0
+  python -m evaluation metrics
+  python -m evaluation weights check
 """
+EXIT = "Exit code 0: everything was scored; 1: something was not (it is named, the rest is scored); 2: nothing was."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,9 +32,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_score(commands)
-    _add_table(commands)
-    _add_compare(commands)
+    for add in (_add_score, _add_fidelity, _add_table, _add_compare, _add_metrics, _add_weights):
+        add(commands)
     return top
 
 
@@ -38,39 +42,78 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
         "score",
         help="score a folder of volumes against the real ones",
         description="Segment every generated and its real volume by the same segmenter, compare them, measure what "
-        "happens from slice to slice, and write per_case/, per_case.csv and summary.json. Stopped, it continues: "
-        "cases that are done, with the same files and protocol, are not scored again.",
+        "happens from slice to slice, and write per_case/, per_case.csv, per_label.csv, summary.json and report.md. "
+        "Stopped, it continues: cases that are done, with the same files and protocol, are not scored again.",
+        epilog=EXIT,
     )
     command.add_argument(
-        "generated", type=Path, help="folder of <case>.nii.gz in HU; <case>.json beside them for costs"
+        "generated",
+        type=Path,
+        help="folder of <case>.nii.gz (.nii, .mha, or a folder of PNG frames each) in HU; <case>.json beside them for "
+        "costs",
     )
     command.add_argument("reference", type=Path, help="folder of the real volumes, under the same names")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the scores go")
+    _add_common(command)
+    command.add_argument(
+        "--protocol", default="trace", metavar="P", help="trace (default), stylegan_v, vlm3d, or a YAML file"
+    )
+    command.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="groups (fidelity, mask, slices, cost) or metrics; default: all"
+    )
     command.add_argument(
         "--masks",
         type=Path,
         metavar="DIR",
-        help="folder of <case>.nii.gz with VISTA3D ids on the generated volume's grid: adds Dice against the exact "
-        "mask, its chance (other real patients), ceiling (the real volume) and the skill between them",
+        help="folder of <case>.nii.gz with VISTA3D ids on the generated volume's grid: adds Dice, Jaccard and HD95 "
+        "against the exact mask, its chance (other real patients), ceiling (the real volume) and the skill between",
     )
     command.add_argument("--mask-source", metavar="NAME", help="where the masks come from, for the record")
     command.add_argument(
         "--spacing-mm",
         type=float,
         metavar="X",
-        help="compare on isotropic voxels of X mm over the real volume's field of view (default: its own grid)",
+        help="compare on isotropic voxels of X mm over the real volume's field of view (default: the protocol's)",
+    )
+    command.add_argument("--segmenter", help="threshold: lungs and bone from HU, no weights (default: the protocol's)")
+    command.add_argument("--groups", nargs="+", metavar="G", help="default: the protocol's, as lung bone")
+    command.add_argument("--device", default="cpu", metavar="D", help="of networks: cpu (default), cuda, cuda:1")
+    command.add_argument("--weights", type=Path, metavar="DIR", help="folder of pretrained weights")
+    command.add_argument("--prompts", type=Path, metavar="CSV", help="columns case_id,prompt; default: the JSON files")
+    command.add_argument(
+        "--frame-spacing-mm", type=float, nargs=3, metavar=("Z", "Y", "X"), help="voxel size of PNG frames"
     )
     command.add_argument(
-        "--segmenter", default="threshold", help="threshold: lungs and bone from HU, no weights (default)"
+        "--frame-window-hu", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="HU of black and white PNG pixels"
     )
-    command.add_argument("--groups", nargs="+", default=["lung", "bone"], metavar="G", help="default: lung bone")
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the scores go")
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1); changes no number")
     command.add_argument(
         "--bootstrap",
         type=int,
-        default=1000,
         metavar="N",
         help="samples of the 95 %% intervals (default 1000; 0: none)",
     )
+
+
+def _add_fidelity(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "fidelity",
+        help="Dice, Jaccard and HD95 of label maps that are there already",
+        description="Compare two label maps, or two folders of them matched by name (.nii.gz, .nii, .mha; any "
+        "orientation and dtype; 0 is background), and write per_case.csv (a line a case and label), summary.json and "
+        "report.md. A missed label scores Dice 0 and, as HD95, the diagonal of the box around the reference's labels.",
+        epilog=EXIT,
+    )
+    command.add_argument("generated", type=Path, help="a file, or a folder of files")
+    command.add_argument("reference", type=Path, help="a file, or a folder of files under the same names")
+    _add_common(command)
+    command.add_argument("--ids", type=int, nargs="+", metavar="ID", help="labels to compare (default: all there are)")
+    command.add_argument("--strict", action="store_true", help="score a spurious label as a missed one")
+    command.add_argument("--resample", action="store_true", help="bring other grids to the reference's (nearest)")
+    command.add_argument("--voxels", action="store_true", help="give HD95 in voxels too")
 
 
 def _add_table(commands: argparse._SubParsersAction) -> None:
@@ -105,36 +148,118 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="write the comparison as JSON too")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command."""
+def _add_metrics(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "metrics",
+        help="list every metric: what, backbone, weights, range, direction, source",
+        description="List every metric, the pretrained network it needs and whether its weights are there.",
+    )
+    command.add_argument("--weights", type=Path, metavar="DIR", help="folder of pretrained weights")
+    command.add_argument("--width", type=int, metavar="W", help="characters of a line (default: the terminal's)")
+
+
+def _add_weights(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "weights",
+        help="fetch or check the pretrained weights of metrics",
+        description="check: say which weights are there and whether they are intact. fetch: download them from their "
+        "publisher, whole or not at all. Exit code 1: some are absent (check) or cannot be had by download (fetch).",
+    )
+    command.add_argument("action", choices=("fetch", "check"))
+    command.add_argument("names", nargs="*", metavar="NAME", help="as `python -m evaluation metrics` prints them")
+    command.add_argument(
+        "--weights", type=Path, metavar="DIR", help="folder (default: TRACE_WEIGHTS, else the user's cache)"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int | None:
+    """Run a command; return its exit code."""
     given = parser().parse_args(arguments)
-    {"score": _score, "table": _table, "compare": _compare}[given.command](given)
+    commands = {
+        "score": _score,
+        "fidelity": _fidelity,
+        "table": _table,
+        "compare": _compare,
+        "metrics": _metrics,
+        "weights": _weights,
+    }
+    return commands[given.command](given)
 
 
-def _score(given: argparse.Namespace) -> None:
-    from rich.progress import Progress
+def _score(given: argparse.Namespace) -> int:
+    from evaluation.inputs import Frames, read_prompts
+    from evaluation.measure import Resources
+    from evaluation.score import score
+    from evaluation.settings import read_protocol
+    from evaluation.weights import folder
 
-    from evaluation.score import SUMMARY, score
-    from evaluation.settings import Settings
-
-    settings = Settings(
+    settings = read_protocol(
+        given.protocol,
         segmenter=given.segmenter,
-        groups=tuple(given.groups),
+        groups=given.groups,
         spacing_mm=given.spacing_mm,
         bootstrap_samples=given.bootstrap,
         mask_source=given.mask_source,
     )
-    with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("scoring", total=None)
+    frames = None
+    if given.frame_spacing_mm and given.frame_window_hu:
+        frames = Frames(tuple(given.frame_spacing_mm), tuple(given.frame_window_hu))
+    prompts = given.prompts and read_prompts(given.prompts)
+    with _progress("scoring") as progress:
+        summary = score(
+            given.generated,
+            given.reference,
+            given.out,
+            given.masks,
+            settings=settings,
+            metrics=given.metrics,
+            jobs=given.jobs,
+            resources=Resources(folder(given.weights), given.device),
+            frames=frames,
+            prompts=prompts,
+            progress=progress,
+        )
+    return _show(summary, given.out)
 
-        def progress(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, description=f"scoring {note}")
 
-        summary = score(given.generated, given.reference, given.out, given.masks, settings=settings, progress=progress)
+def _fidelity(given: argparse.Namespace) -> int:
+    from evaluation.label_maps import Rules, compare_label_maps
+
+    rules = Rules(given.ids and tuple(given.ids), given.strict, given.resample, given.voxels)
+    samples = 1000 if given.bootstrap is None else given.bootstrap
+    with _progress("comparing") as progress:
+        summary = compare_label_maps(
+            given.generated,
+            given.reference,
+            given.out,
+            rules,
+            jobs=given.jobs,
+            bootstrap_samples=samples,
+            progress=progress,
+        )
+    return _show(summary, given.out)
+
+
+def _show(summary: dict, out: Path) -> int:
+    """Print what was found; return 1 where something was not scored."""
     from evaluation.render import show_summary
 
     show_summary(summary)
-    print(f"written: {given.out / SUMMARY}, {given.out / 'per_case.csv'}")
+    print(f"written: {', '.join(str(out / name) for name in ('summary.json', 'report.md', 'per_case.csv'))}")
+    return int(any(summary[kind] for kind in ("failed", "unmatched", "missing")))
+
+
+@contextlib.contextmanager
+def _progress(verb: str) -> Iterator[Callable[[int, int, str], None]]:
+    from rich.progress import Progress
+
+    with Progress(disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(verb, total=None)
+
+        def progress(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, description=f"{verb} {note}")
+
+        yield progress
 
 
 def _table(given: argparse.Namespace) -> None:
@@ -155,6 +280,21 @@ def _compare(given: argparse.Namespace) -> None:
     compare.show(found, runs)
     if given.json:
         write_json(given.json, compare.to_json(found, runs))
+
+
+def _metrics(given: argparse.Namespace) -> None:
+    from evaluation.listing import show_metrics
+
+    show_metrics(given.weights, given.width)
+
+
+def _weights(given: argparse.Namespace) -> int:
+    from evaluation.listing import check_weights, fetch_weights
+
+    if given.action == "check":
+        return check_weights(given.names, given.weights)
+    with _progress("fetching") as progress:
+        return fetch_weights(given.names, given.weights, progress)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.gather import Row
-from evaluation.score import volumes_in
+from evaluation.inputs import volumes_in
 from trace_lightning.anatomy import threshold
 from trace_lightning.anatomy.labels import LUNG
 from trace_lightning.artifacts import Volume, atomic_path, read_volume

@@ -333,6 +333,9 @@ def show_summary(summary: dict) -> None:
         console.print(f"- {', '.join(names)}: {reason}", style="dim", markup=False)
     for group, states in summary["groups"].items():
         console.print(f"{group}: " + ", ".join(f"{count} {state}" for state, count in states.items()))
-    if summary["missing"]:
-        console.print(f"{len(summary['missing'])} real volumes have no generated one: {', '.join(summary['missing'])}")
+    for kind, said in (("missing", "real volumes have no generated one"), ("unmatched", "generated have no real one")):
+        if summary[kind]:
+            console.print(f"{len(summary[kind])} {said}: {', '.join(summary[kind])}", markup=False)
+    for case_id, reason in summary["failed"].items():
+        console.print(f"not scored: {case_id}: {reason}", markup=False, soft_wrap=True)
     console.print(f"{summary['n']} volumes scored")

@@ -1,30 +1,36 @@
 """Scores a folder of generated volumes against a folder of real ones, case by case, resumably.
 
 Each case is written when it is done (`per_case/<case_id>.json`, keyed by the digests of its files, the protocol and the
-code that measures), so a scoring that was killed goes on where it was, and a finished one is not repeated.
+code that measures), so a scoring that was killed goes on where it was, and a finished one is not repeated; a measure
+that is asked for later is added. A file that cannot be read is named, and the others are scored.
 """
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from evaluation import along_z, case, fidelity, skill
-from evaluation.case import CaseFiles, References, score_case
-from evaluation.metrics import metric, network_metrics
+from evaluation import inputs, pair
+from evaluation import references as references_module
+from evaluation.fidelity import MEASURES
+from evaluation.inputs import Frames, input_digest, matched, volumes_in
+from evaluation.measure import Measure, Resources
+from evaluation.pair import CaseFiles, Pair
+from evaluation.references import References
+from evaluation.report import write_report
+from evaluation.selection import Selection, code_of, select
 from evaluation.settings import Settings
-from evaluation.uncertainty import interval
+from evaluation.summary import summarise, write_csv, write_labels_csv
+from evaluation.workers import each
 from trace_lightning.anatomy import grid, labels, threshold
 from trace_lightning.artifacts import (
     atomic_path,
-    case_id_of,
     digest,
     file_digest,
     provenance_path,
@@ -34,9 +40,34 @@ from trace_lightning.artifacts import (
 )
 from trace_lightning.errors import UserError
 
-SUFFIXES = (".nii.gz", ".nii")
 SUMMARY = "summary.json"
+LABEL_COLUMNS = ("label", "name", *MEASURES, "state", "shared", "generated", "reference")
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is the same for all cases of a scoring.
+
+    Attributes:
+        settings: the protocol.
+        selection: the measures.
+        references: the real volumes.
+        folder: receives `per_case/`.
+    """
+
+    settings: Settings
+    selection: Selection
+    references: References
+    folder: Path
+
+    def record_path(self, case_id: str) -> Path:
+        """Return where the record of a case is kept."""
+        return self.folder / "per_case" / f"{case_id}.json"
+
+    def features_path(self, case_id: str, name: str) -> Path:
+        """Return where the features that a measure took from a case are kept."""
+        return self.folder / "per_case" / f"{case_id}.{name}.npz"
 
 
 def score(
@@ -46,180 +77,206 @@ def score(
     masks_dir: Path | None = None,
     *,
     settings: Settings | None = None,
+    metrics: Iterable[str] | None = None,
+    jobs: int = 1,
+    resources: Resources | None = None,
+    frames: Frames | None = None,
+    prompts: Mapping[str, str] | None = None,
+    cache_dir: Path | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, note="": None,
 ) -> dict:
     """Score every volume of `generated_dir`.
 
     Args:
-        generated_dir: `<case_id>.nii.gz` in HU, with an optional `<case_id>.json` of provenance beside each.
+        generated_dir: `<case_id>.nii.gz` (.nii, .mha, or a folder of PNG frames) in HU, with an optional
+            `<case_id>.json` of provenance beside each.
         reference_dir: the real volumes, under the same names.
-        out_dir: receives `per_case/`, `per_case.csv` and `summary.json`.
+        out_dir: receives `per_case/`, `per_case.csv`, `per_label.csv`, `summary.json` and `report.md`.
         masks_dir: `<case_id>.nii.gz` with VISTA3D ids on the generated volume's grid; None: no measures against masks.
         settings: the protocol.
+        metrics: names of measures or of numbers; None for all.
+        jobs: processes; changes no number.
+        resources: weights and device of networks.
+        frames: spacing and window of PNG frames.
+        prompts: case id -> prompt, where the provenance does not say.
+        cache_dir: keeps the segmentations of the real volumes; scorings may share it. None: below `out_dir`.
         progress: told (cases done, cases in all, note).
 
     Returns:
-        The summary, as written.
+        The summary, as written. `failed` holds the cases that could not be scored, and why; `unmatched` generated
+        volumes without a real one; `missing` real volumes without a generated one.
 
     Raises:
-        UserError: a folder is empty, a file is unreadable, or files do not fit each other.
+        UserError: a folder is empty, no names match, or no case could be scored.
     """
     settings = settings or Settings()
+    selection = select(metrics, settings, resources or Resources())
     generated, real = volumes_in(generated_dir), volumes_in(reference_dir)
     masks = None if masks_dir is None else volumes_in(masks_dir)
-    cases = _cases(generated, real, masks, Path(reference_dir), masks_dir)
-    missing = sorted(real.keys() - generated.keys())
-    if missing:
-        log.warning("%d of %d real volumes have no generated one: %s", len(missing), len(real), ", ".join(missing))
+    names = matched(generated, real)
+    _warn(names.missing, len(real), "real volumes have no generated one")
+    _warn(names.unmatched, len(generated), "generated volumes have no real one")
 
     out_dir = Path(out_dir)
     sweep_temporary(out_dir)
-    references = References(real, settings)
-    digests = {case_id: file_digest(path) for case_id, path in real.items()}
-    results = []
-    for files in cases:
-        progress(len(results), len(cases), files.case_id)
-        path = out_dir / "per_case" / f"{files.case_id}.json"
-        key = _key(files, settings, digests)
-        known = read_json(path) if path.exists() else {}
-        if known.get("key") != key:
-            known = {"key": key} | score_case(files, settings, references)
-            write_json(path, known)
-        results.append(known)
-    progress(len(cases), len(cases), "")
+    failed = {}
+    if masks is not None:
+        failed |= {
+            case_id: f"{masks_dir}: holds no mask for {case_id}" for case_id in names.both if case_id not in masks
+        }
+    references = References(real, settings, cache_dir or out_dir / "real", frames)
+    if masks is not None:  # chance is taken over all real volumes: each is segmented once, before any case
+        unreadable = _segment_all(references, jobs)
+        failed |= unreadable
+        references = references.without(unreadable)
+    scoring = Scoring(settings, selection, references, out_dir)
+    cases = [
+        CaseFiles(name, generated[name], real[name], masks and masks[name], frames, prompts and prompts.get(name))
+        for name in names.both
+        if name not in failed
+    ]
 
-    summary = _summary(results, missing, settings)
-    summary["generated_dir"] = os.path.relpath(generated_dir, out_dir)
-    summary["reference_dir"] = os.path.relpath(reference_dir, out_dir)
-    _write_csv(out_dir / "per_case.csv", results)
+    records = {}
+    for files, (record, error) in each(_score_one, cases, scoring, jobs, progress, lambda files: files.case_id):
+        if error is None:
+            records[files.case_id] = record
+        else:
+            failed[files.case_id] = error
+    _warn(failed.values(), len(names.both), "volumes could not be scored")
+    if not records:
+        raise UserError("; ".join(failed.values()))
+
+    in_order = [records[name] for name in sorted(records)]
+    summary = summarise(in_order, settings, selection, scoring.features_path) | {
+        "missing": list(names.missing),
+        "unmatched": list(names.unmatched),
+        "failed": dict(sorted(failed.items())),
+        "generated_dir": os.path.relpath(generated_dir, out_dir),
+        "reference_dir": os.path.relpath(reference_dir, out_dir),
+    }
+    write_csv(out_dir / "per_case.csv", in_order, selection)
+    write_labels_csv(out_dir / "per_label.csv", in_order)
+    write_report(out_dir / "report.md", summary)
     write_json(out_dir / SUMMARY, summary)
     return summary
 
 
-def volumes_in(folder: Path) -> dict[str, Path]:
-    """Return case id -> path of the NIfTI files of a folder, by name.
+def score_case(files: CaseFiles, scoring: Scoring, measures: Sequence[Measure]) -> dict:
+    """Measure one case.
+
+    Returns:
+        JSON-ready: `parts` (measure -> its key and the names of its numbers), `measures` (name -> number or None),
+        `reasons` (name -> why it would be None), `inputs` and `notes` from the volume's provenance, both grids, and
+        what the measures keep besides, as `states` and `labels`. Features go to files of their own.
 
     Raises:
-        UserError: no such folder, no NIfTI file in it, or a case twice.
+        UserError: a file cannot be read, or the files do not fit each other.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith(SUFFIXES):
-            continue
-        if case_id_of(path) in found:
-            raise UserError(f"{folder}: {found[case_id_of(path)].name} and {path.name} are the same case; keep one")
-        found[case_id_of(path)] = path
-    if not found:
-        raise UserError(f"{folder}: holds no .nii.gz file; a folder of volumes has <case_id>.nii.gz at its top level")
-    return found
+    case_pair = Pair(files, scoring.settings, scoring.references)
+    provenance = case_pair.provenance
+    record = {
+        "case_id": files.case_id,
+        "inputs": provenance.get("inputs"),
+        "notes": provenance.get("notes") or [],
+        "grid": case_pair.grid.to_json(),
+        "own_grid": case_pair.own_grid.to_json(),
+        "parts": {},
+        "measures": {},
+        "reasons": {},
+    }
+    for measure in measures:
+        names = []
+        if hasattr(measure, "features"):
+            with (
+                atomic_path(scoring.features_path(files.case_id, measure.name)) as temporary,
+                temporary.open("wb") as file,
+            ):
+                np.savez(file, **measure.features(case_pair))
+        else:
+            found = measure.measure(case_pair)
+            names = list(found.numbers)
+            record["measures"] |= found.numbers
+            record["reasons"] |= found.reasons
+            record |= found.details
+        record["parts"][measure.name] = {"key": _part_key(measure, files), "names": names}
+    return record
 
 
-def _cases(
-    generated: Mapping[str, Path],
-    real: Mapping[str, Path],
-    masks: Mapping[str, Path] | None,
-    reference_dir: Path,
-    masks_dir: Path | None,
-) -> list[CaseFiles]:
-    if unknown := sorted(generated.keys() - real.keys()):
-        raise UserError(
-            f"{generated[unknown[0]]}: {reference_dir} holds no volume of that name"
-            + (f" (nor {len(unknown) - 1} others: {', '.join(unknown[1:])})" if unknown[1:] else "")
-            + "; generated and real volumes go by the same names"
-        )
-    if masks is not None and (bare := sorted(generated.keys() - masks.keys())):
-        raise UserError(f"{masks_dir}: holds no mask for {', '.join(bare)}")
-    return [CaseFiles(name, path, real[name], masks[name] if masks else None) for name, path in generated.items()]
+def _score_one(files: CaseFiles, scoring: Scoring) -> tuple[dict | None, str | None]:
+    """Return the record of a case, or why there is none."""
+    try:
+        return _record(files, scoring), None
+    except UserError as error:
+        return None, str(error)
 
 
-def _key(files: CaseFiles, settings: Settings, digests: Mapping[str, str]) -> str:
-    """Identify everything that a case's result depends on; its chance depends on all real volumes."""
-    beside = provenance_path(files.generated)
+def _record(files: CaseFiles, scoring: Scoring) -> dict:
+    """Return the record of a case with all measures asked for, measuring what is not there yet."""
+    path, key = scoring.record_path(files.case_id), _key(files, scoring)
+    known = read_json(path) if path.exists() else {}
+    if known.get("key") != key:
+        known = {"key": key, "parts": {}, "measures": {}, "reasons": {}}
+    todo = [
+        measure
+        for measure in scoring.selection.measures
+        if measure.absent() is None and known["parts"].get(measure.name, {}).get("key") != _part_key(measure, files)
+    ]
+    if not todo:
+        return known
+    for measure in todo:
+        for name in known["parts"].pop(measure.name, {}).get("names", ()):
+            known["measures"].pop(name, None)
+            known["reasons"].pop(name, None)
+    found = score_case(files, scoring, todo)
+    for kind in ("parts", "measures", "reasons"):
+        found[kind] = known[kind] | found[kind]
+    known = known | found
+    write_json(path, known)
+    return known
+
+
+def _key(files: CaseFiles, scoring: Scoring) -> str:
+    """Identify everything that all measures of a case depend on; its chance depends on all real volumes."""
+    beside, digests = provenance_path(files.generated), scoring.references.digests
     return digest(
         {
-            "generated": file_digest(files.generated),
+            "generated": input_digest(files.generated),
             "provenance": file_digest(beside) if beside.exists() else None,
             "reference": digests[files.case_id],
             "mask": files.mask and file_digest(files.mask),
             "others": sorted(digests.values()) if files.mask else None,
-            "protocol": settings.protocol(),
+            "frames": files.frames and asdict(files.frames),
+            "protocol": scoring.settings.protocol(),
             "code": _code(),
         }
     )
 
 
+def _part_key(measure: Measure, files: CaseFiles) -> str:
+    return digest([code_of(measure), measure.depends(files)])
+
+
 @cache
 def _code() -> list[str]:
-    modules = (along_z, case, fidelity, skill, grid, labels, threshold)
+    modules = (inputs, pair, references_module, grid, labels, threshold)
     return [file_digest(Path(module.__file__)) for module in modules]
 
 
-def _summary(results: Sequence[Mapping], missing: Sequence[str], settings: Settings) -> dict:
-    protocol = settings.protocol()
-    inputs = {tuple(result["inputs"]) if result["inputs"] is not None else None for result in results}
-    if len(inputs) > 1:
-        raise UserError(f"the volumes were made from different inputs ({inputs}); score each method in its own folder")
-    known = inputs.pop()
-    metrics = {name: _summed_up(name, results, settings) for name in results[0]["measures"] if metric(name)}
-    for absent in network_metrics():
-        metrics[absent.name] = _missing(absent.name, f"needs {absent.network}, which is not computed by this version")
-    return {
-        "protocol": protocol,
-        "protocol_digest": digest(protocol),
-        "bootstrap_samples": settings.bootstrap_samples,
-        "n": len(results),
-        "cases": [result["case_id"] for result in results],
-        "missing": list(missing),
-        "inputs": None if known is None else list(known),
-        "notes": list(dict.fromkeys(note for result in results for note in result["notes"])),
-        "groups": {group: dict(Counter(result["states"][group] for result in results)) for group in settings.groups},
-        "metrics": metrics,
-    }
+def _segment_all(references: References, jobs: int) -> dict[str, str]:
+    """Segment every real volume; return those that cannot be read, and why."""
+    found = each(_segment_one, list(references.paths), references, jobs)
+    return {case_id: error for case_id, error in found if error is not None}
 
 
-def _summed_up(name: str, results: Sequence[Mapping], settings: Settings) -> dict:
-    """Sum up one measure over the cases that have it."""
-
-    def values(key: str) -> list[float]:
-        found = [result["measures"].get(key) for result in results]
-        return [value for value in found if value is not None]
-
-    made, real = values(name), values(f"{name}_real")
-    if not made:
-        return _missing(name, results[0]["reasons"][name])
-    spec = metric(name)
-    bounds = interval(made, settings.bootstrap_samples) if spec.statistic == "mean" else None
-    return {
-        "value": float(getattr(np, spec.statistic)(made)),
-        "statistic": spec.statistic,
-        "mean": float(np.mean(made)),
-        "low": bounds[0] if bounds else None,
-        "high": bounds[1] if bounds else None,
-        "n": len(made),
-        "unit": spec.unit,
-        "higher_is_better": spec.higher_is_better,
-        "real": float(np.mean(real)) if real else None,
-        "reason": None,
-    }
+def _segment_one(case_id: str, references: References) -> str | None:
+    try:
+        references.segmented(case_id)
+    except UserError as error:
+        return str(error)
+    return None
 
 
-def _missing(name: str, reason: str) -> dict:
-    spec = metric(name)
-    nothing = dict.fromkeys(("value", "statistic", "mean", "low", "high"))
-    about = {"unit": spec.unit, "higher_is_better": spec.higher_is_better}
-    return nothing | {"n": 0} | about | {"real": None, "reason": reason}
-
-
-def _write_csv(path: Path, results: Sequence[Mapping]) -> None:
-    measures = list(results[0]["measures"])
-    groups = list(results[0]["states"])
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case_id", *measures, *(f"state_{group}" for group in groups)])
-        for result in results:
-            numbers = (result["measures"][name] for name in measures)
-            states = (result["states"][group] for group in groups)
-            writer.writerow([result["case_id"], *("" if v is None else repr(v) for v in numbers), *states])
+def _warn(names: Iterable[str], total: int, what: str) -> None:
+    names = list(names)
+    if names:
+        log.warning("%d of %d %s: %s", len(names), total, what, ", ".join(names))

@@ -1,9 +1,15 @@
-"""The protocol of a scoring: what is measured, on which grid, by which conventions."""
+"""The protocol of a scoring: what is measured, on which grid, by which conventions. Protocols are files of keys.
+
+`protocols/<name>.yaml` holds the named ones; a file of one's own names the one that it departs from as `base`. What
+decides the meaning of a number is hashed into the score file, and scores of two protocols never share a column.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,35 +18,126 @@ from trace_lightning.anatomy.grid import Grid
 from trace_lightning.anatomy.labels import group_ids
 from trace_lightning.errors import UserError
 
+PROTOCOLS = Path(__file__).parent / "protocols"
+DEFAULT = "trace"
+
+
+@dataclass(frozen=True)
+class SliceRule:
+    """Which images stand for a volume in distances between sets of images (FID, KID).
+
+    Attributes:
+        extractor: network whose features are compared.
+        planes: axial, coronal, sagittal; a distance is the mean over planes.
+        spacing_mm: isotropic, over the whole volume; None: the protocol's grid.
+        size: voxels that each axis is cropped or padded to, about the centre; None: as it is.
+        every: slices from one image to the next.
+        max_volumes: the first of a folder, by name; None: all.
+        intensity: `window` maps the window to grey levels, `batch` what a batch of images holds.
+    """
+
+    extractor: str = "inception_2015"
+    planes: tuple[str, ...] = ("axial",)
+    spacing_mm: float | None = None
+    size: int | None = None
+    every: int = 1
+    max_volumes: int | None = None
+    intensity: Literal["window", "batch"] = "window"
+
+
+@dataclass(frozen=True)
+class ClipRule:
+    """Which runs of slices stand for a volume in distances between sets of videos (FVD).
+
+    Attributes:
+        extractor: network whose features are compared.
+        frames: slices of a clip.
+        step: slices from one frame to the next.
+        generated: where the clips of generated volumes lie: `tiled` over the whole z range, one at `random`, or the
+            `first`.
+        reference: the same of real volumes.
+        max_clips: None for all.
+        window_hu: if not that of the protocol.
+        shape: (D, H, W) that a volume is squeezed to, whatever its spacing; None: as it is.
+        chunk: a Frechet distance for each so many pairs of volumes, then their mean; None: one distance of all. With
+            chunks of 4 a covariance has rank 3 at most: a defect of the vlm3d challenge.
+    """
+
+    extractor: str = "i3d_kinetics400"
+    frames: int = 16
+    step: int = 1
+    generated: Literal["tiled", "random", "first"] = "tiled"
+    reference: Literal["tiled", "random", "first"] = "tiled"
+    max_clips: int | None = None
+    window_hu: tuple[float, float] | None = None
+    shape: tuple[int, int, int] | None = None
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """How a volume is set against its prompt.
+
+    Attributes:
+        extractor: network of image and text.
+        slices: so many, evenly spaced, are each set against the prompt; None: the whole volume at once.
+        pad_before_scaling: pad with -1 while values are still HU, so that the padding is water instead of air: a defect
+            of the vlm3d challenge.
+    """
+
+    extractor: str = "clip_vitl14"
+    slices: int | None = 16
+    pad_before_scaling: bool = False
+
 
 @dataclass(frozen=True)
 class Settings:
-    """The protocol of a scoring: the same for every method that is compared.
+    """The protocol of a scoring: the same for every method that is compared. The defaults are `protocols/trace.yaml`.
 
     Attributes:
+        name: of the protocol.
         segmenter: how generated and real volumes are segmented; `threshold` needs no weights.
         groups: groups of VISTA3D classes that are judged.
+        average: whether the headline (`dice`, `jaccard`, `hd95_mm`) is the mean over groups or over classes.
+        spurious: what a class is that only the generated volume has: left out of the means and counted (`exclude`),
+            or scored as a missed one (`penalise`).
         spacing_mm: isotropic voxel size of the protocol's grid; None takes the real volume's own grid.
-        bootstrap_samples: for the intervals; 0 for none.
+        window_hu: range of HU that measures of intensity see; black and white of the networks' images.
+        slices: of distances between images.
+        clips: of distances between videos.
+        text: of image against prompt.
+        bootstrap_samples: for the intervals; 0 for none. Changes no value.
         mask_source: where the masks come from, for the record.
     """
 
+    name: str = DEFAULT
     segmenter: str = "threshold"
     groups: tuple[str, ...] = ("lung", "bone")
+    average: Literal["groups", "classes"] = "groups"
+    spurious: Literal["exclude", "penalise"] = "exclude"
     spacing_mm: float | None = None
+    window_hu: tuple[float, float] = along_z.WINDOW_HU
+    slices: SliceRule = field(default_factory=SliceRule)
+    clips: ClipRule = field(default_factory=ClipRule)
+    text: TextRule = field(default_factory=TextRule)
     bootstrap_samples: int = 1000
     mask_source: str | None = None
 
     def __post_init__(self) -> None:
         segmenter(self.segmenter)
         object.__setattr__(self, "groups", tuple(self.groups))
+        object.__setattr__(self, "window_hu", tuple(map(float, self.window_hu)))
         for group in self.groups:
             try:
                 group_ids(group)
             except KeyError as error:
                 raise UserError(f"groups: {error.args[0]}; there are lung, bone, airway, vessel, organ, ...") from None
+        if not self.groups:
+            raise UserError("groups: none; name at least one, as lung")
         if self.spacing_mm is not None and not self.spacing_mm > 0:
             raise UserError(f"spacing_mm: {self.spacing_mm} is no voxel size; it is a length in mm above 0")
+        if len(self.window_hu) != 2 or not self.window_hu[0] < self.window_hu[1]:
+            raise UserError(f"window_hu: {list(self.window_hu)}; it is two HU, the lower first")
         if self.bootstrap_samples < 0:
             raise UserError(f"bootstrap_samples: {self.bootstrap_samples}; it is 0 (no intervals) or more")
 
@@ -49,19 +146,19 @@ class Settings:
         return {group: group_ids(group) for group in self.groups}
 
     def protocol(self) -> dict:
-        """Return everything that decides what the numbers mean; scores of different protocols are not compared."""
-        settings = asdict(self)
+        """Return everything that decides what numbers mean, JSON-ready; scores of two protocols are not compared."""
+        settings = _plain(asdict(self))
         del settings["bootstrap_samples"]
         return settings | {
-            "groups": list(self.groups),
-            "window_hu": list(along_z.WINDOW_HU),
             "hd95": "max of the two directed 95th percentiles between 6-neighbour surfaces, mm",
-            "missed_group": "dice 0, jaccard 0, hd95 the volume's diagonal; spurious groups counted, not averaged",
-            "macro": "mean over the groups present in the reference's segmentation, then over volumes",
+            "missed": "dice 0, jaccard 0, hd95 the diagonal of the box around the real volume's body; in a mean no "
+            "distance counts for more",
+            "macro": f"mean over the {self.average} of the reference's segmentation, then over volumes",
+            "micro": "voxels pooled over the classes of the reference's segmentation, then mean over volumes",
             "ceiling": "real volume, clipped to window_hu, to the generated volume's grid and back, against the mask",
             "chance": "mean over the other real volumes, stretched to the same relative positions, against the mask",
-            "grids": "fidelity, flicker and adjacent differences on the protocol's grid; borders, correlation and "
-            "texture on the generated volume's own slices, the real volume resampled onto them",
+            "grids": "fidelity, flicker and adjacent differences on the protocol's grid; borders, correlation, "
+            "texture, drift and jerk on the generated volume's own slices, the real volume resampled onto them",
             "correlation": "Pearson over pixels that are lung in both slices, plain mean over slices",
             "texture": f"std around an in-plane Gaussian mean of {along_z.DETREND_MM} mm, lung eroded by one pixel",
         }
@@ -69,6 +166,67 @@ class Settings:
     def grid(self, reference: Grid) -> Grid:
         """Return the protocol's grid for a real volume."""
         return reference if self.spacing_mm is None else reference.at_spacing((self.spacing_mm,) * 3)
+
+
+def _plain(value: Any) -> Any:
+    """Return dictionaries and lists of numbers and text, as JSON would read them back."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+
+
+def protocol_names() -> tuple[str, ...]:
+    """Return the protocols that come with the project."""
+    return tuple(sorted(path.stem for path in PROTOCOLS.glob("*.yaml")))
+
+
+def read_protocol(name: str, **changes: Any) -> Settings:
+    """Read a protocol.
+
+    Args:
+        name: of one that comes with the project, or the path of a YAML file with the keys of `Settings`; its `base`
+            names the protocol (or file) whose values it departs from, `trace` where it has none.
+        changes: keys that replace those of the file; None leaves the file's.
+
+    Raises:
+        UserError: no such protocol, an unknown key, or a value of another type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    layers, names = [], []
+    while name is not None:
+        path = PROTOCOLS / f"{name}.yaml" if name in protocol_names() else Path(name)
+        if path in names:
+            raise UserError(f"{path}: base: departs from itself")
+        keys = _read_keys(path)
+        names.append(path)
+        layers.insert(0, keys)
+        name = keys.pop("base", None)
+    merged = OmegaConf.structured(Settings)
+    try:
+        for path, keys in zip(reversed(names), layers, strict=True):
+            where = path
+            merged = OmegaConf.merge(merged, keys)
+        where = "command line"
+        merged = OmegaConf.merge(merged, {key: value for key, value in changes.items() if value is not None})
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    return OmegaConf.to_object(merged)
+
+
+def _read_keys(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        keys = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file, nor a protocol; there are {', '.join(protocol_names())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(keys, dict):
+        raise UserError(f"{path}: holds no keys")
+    return keys
 
 
 def segmenter(name: str) -> Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]:

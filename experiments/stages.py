@@ -30,6 +30,7 @@ from trace_lightning.artifacts import (
     write_volume,
 )
 from trace_lightning.config import Experiment
+from trace_lightning.errors import UserError
 from trace_lightning.protocol import WEIGHTS, Case, Progress
 
 PACKAGES = (
@@ -151,7 +152,10 @@ def evaluate(task: Task, progress: Progress) -> dict[str, Any]:
     scores = task.folder / "scores"
     masks = real / ("own_masks" if real == task.folder else "masks")  # on the grid of the volumes that are scored
     settings = Settings(**asdict(task.experiment.evaluate), mask_source=task.experiment.data.mask_source)
-    score(task.folder / "volumes", real / "volumes", scores, masks, settings=settings, progress=progress)
+    volumes, cache = task.folder / "volumes", real / "segmented"  # all rows share the real volumes' segmentations
+    found = score(volumes, real / "volumes", scores, masks, settings=settings, cache_dir=cache, progress=progress)
+    if found["failed"]:
+        raise UserError("; ".join(found["failed"].values()))
     return {"summary": file_digest(scores / "summary.json")}
 
 

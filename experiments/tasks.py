@@ -28,8 +28,10 @@ from trace_lightning.errors import NotEnoughPatients, UserError
 
 STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
 GROUND_TRUTH = "ground_truth"
-EVALUATION_CODE = ("evaluation/*.py", *ANATOMY_CODE)
-PRINTING = tuple(f"evaluation/{name}.py" for name in ("gather", "table", "render", "montage", "__main__"))
+EVALUATION_CODE = ("evaluation/**/*.py", "evaluation/**/*.yaml", *ANATOMY_CODE)
+PRINTING = tuple(
+    f"evaluation/{n}.py" for n in ("gather", "table", "render", "report", "listing", "montage", "__main__")
+)
 TOOLS = tuple(f"trace_lightning/data/{name}.py" for name in ("caches", "doctor", "download", "footprint"))
 
 

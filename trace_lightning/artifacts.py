@@ -26,6 +26,7 @@ TEMPORARY = ".tmp-"
 GZIP_MAGIC = b"\x1f\x8b"
 SMALLEST_VOXEL_MM3 = 1e-6
 CANONICAL_AXES = ("L", "P", "S")
+METAIMAGE = (".mha", ".mhd")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_volume(path: Path) -> Volume:
-    """Read a NIfTI volume in HU into canonical orientation.
+    """Read a volume in HU (NIfTI, MetaImage) into canonical orientation.
 
     Raises:
         UserError: absent, truncated, not 3-D, or not finite.
@@ -154,10 +155,10 @@ class Stored:
 
 
 def read_stored(path: Path, affine: np.ndarray | None = None) -> Stored:
-    """Read a NIfTI volume into canonical orientation without saying what its numbers mean.
+    """Read a NIfTI or MetaImage volume into canonical orientation without saying what its numbers mean.
 
     Args:
-        path: NIfTI file.
+        path: `.nii`, `.nii.gz`, or `.mha`/`.mhd` (these need SimpleITK, the extra `itk`).
         affine: 4x4, in place of the header's where that is known to be blank.
 
     Raises:
@@ -165,13 +166,10 @@ def read_stored(path: Path, affine: np.ndarray | None = None) -> Stored:
     """
     import nibabel as nib
 
-    with _readable(path):
-        raw = Path(path).read_bytes()
-        # gzip.decompress checks the whole file's CRC; nibabel's own reader stops before it and returns damaged voxels.
-        image = nib.Nifti1Image.from_bytes(gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw)
-        to_canonical, grid = _canonical(path, image, affine)
-        data = nib.orientations.apply_orientation(np.asanyarray(image.dataobj), to_canonical)
-    return Stored(np.transpose(data, (2, 1, 0)), grid, np.asarray(image.affine, np.float64))
+    voxels, header_affine = _open(path)
+    turn, grid = _canonical(path, voxels.shape, header_affine if affine is None else affine)
+    array = np.transpose(nib.orientations.apply_orientation(voxels, turn), (2, 1, 0))
+    return Stored(array, grid, header_affine)
 
 
 def read_grid(path: Path, affine: np.ndarray | None = None) -> Grid:
@@ -179,7 +177,22 @@ def read_grid(path: Path, affine: np.ndarray | None = None) -> Grid:
     import nibabel as nib
 
     with _readable(path):
-        return _canonical(path, nib.Nifti1Image.from_filename(path), affine)[1]
+        image = nib.Nifti1Image.from_filename(path)
+        header_affine = np.asarray(image.affine, np.float64)
+    return _canonical(path, image.shape, header_affine if affine is None else affine)[1]
+
+
+def _open(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels of a NIfTI or MetaImage file in NIfTI's axis order, and its affine in NIfTI's words."""
+    import nibabel as nib
+
+    if Path(path).suffix in METAIMAGE:
+        return _open_metaimage(Path(path))
+    with _readable(path):
+        raw = Path(path).read_bytes()
+        # gzip.decompress checks the whole file's CRC; nibabel's own reader stops before it and returns damaged voxels.
+        image = nib.Nifti1Image.from_bytes(gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw)
+        return np.asanyarray(image.dataobj), np.asarray(image.affine, np.float64)
 
 
 @contextlib.contextmanager
@@ -204,21 +217,42 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read as NIfTI ({error}); the file may be truncated") from None
 
 
-def _canonical(path: Path, image: Any, affine: np.ndarray | None) -> tuple[np.ndarray, Grid]:
-    """Return how a NIfTI image is turned into canonical orientation, and its grid then."""
+def _open_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the voxels in NIfTI's axis order, and the affine in NIfTI's words: ITK's world is LPS, NIfTI's RAS."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        import SimpleITK as sitk
+    except ModuleNotFoundError:
+        raise UserError(f"{path}: needs SimpleITK: pip install 'trace-lightning[itk]'") from None
+
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be read as MetaImage ({str(error).splitlines()[-1].strip()})") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise UserError(f"{path}: a volume has 3 axes and one number a voxel, this file has {image.GetSize()}")
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.transpose(sitk.GetArrayFromImage(image)), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _canonical(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> tuple[np.ndarray, Grid]:
+    """Return how voxels of NIfTI's axis order are turned into canonical orientation, and their grid then."""
     import nibabel as nib
 
-    if image.ndim != 3:
-        raise UserError(f"{path}: a volume has 3 axes, this file has {image.ndim} (shape {image.shape})")
-    affine = np.asarray(image.affine, np.float64) if affine is None else affine
+    if len(shape) != 3:
+        raise UserError(f"{path}: a volume has 3 axes, this file has {len(shape)} (shape {tuple(shape)})")
+    affine = np.asarray(affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SMALLEST_VOXEL_MM3:
         raise UserError(f"{path}: its affine places no voxel anywhere: {affine.round(3).tolist()}")
     turn = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
     )
     axes = turn[:, 0].argsort().astype(int)  # of the file, along W, H, D
-    shape = tuple(int(image.shape[axis]) for axis in axes[::-1])
-    return turn, Grid(shape, affine @ nib.orientations.inv_ornt_aff(turn, image.shape))
+    canonical = tuple(int(shape[axis]) for axis in axes[::-1])
+    return turn, Grid(canonical, affine @ nib.orientations.inv_ornt_aff(turn, shape))
 
 
 def write_volume(path: Path, volume: Volume, provenance: dict | None = None) -> None:
@@ -263,8 +297,9 @@ def provenance_path(volume_path: Path) -> Path:
 
 
 def case_id_of(path: Path) -> str:
-    """Return a volume file's name without .nii or .nii.gz."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    """Return a volume file's name without .nii, .nii.gz, .mha or .mhd."""
+    name = Path(path).name.removesuffix(".gz")
+    return next((name.removesuffix(end) for end in (".nii", *METAIMAGE) if name.endswith(end)), name)
 
 
 def _as_int16(hu: np.ndarray) -> np.ndarray:

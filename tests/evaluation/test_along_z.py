@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from toy_chest import chest
 
-from evaluation.along_z import correlation_z1, differences_hu, grey, temporal_flickering, texture_hu
+from evaluation.along_z import correlation, differences_hu, grey, temporal_flickering, texture_hu
 
 
 def vbench_flickering(frames):
@@ -79,16 +79,16 @@ def test_correlation_against_numpy():
     for z in range(3):
         both = lung[z] & lung[z + 1]
         expected.append(np.corrcoef(hu[z][both], hu[z + 1][both])[0, 1])
-    assert correlation_z1(hu, lung) == pytest.approx(np.mean(expected), abs=1e-6)
+    assert correlation(hu, lung) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 def test_correlation_of_known_slices():
     plane = np.random.default_rng(1).normal(-800, 50, (10, 10))
     lung = np.ones((3, 10, 10), bool)
-    assert correlation_z1(np.stack([plane] * 3), lung) == pytest.approx(1)
-    assert correlation_z1(np.stack([plane, -1600 - plane, plane]), lung) == pytest.approx(-1)
-    assert correlation_z1(np.full((3, 10, 10), -800.0), lung) is None
-    assert correlation_z1(np.stack([plane] * 3), np.zeros_like(lung)) is None
+    assert correlation(np.stack([plane] * 3), lung) == pytest.approx(1)
+    assert correlation(np.stack([plane, -1600 - plane, plane]), lung) == pytest.approx(-1)
+    assert correlation(np.full((3, 10, 10), -800.0), lung) is None
+    assert correlation(np.stack([plane] * 3), np.zeros_like(lung)) is None
 
 
 def test_correlation_ignores_what_lies_outside_the_lung():
@@ -97,7 +97,7 @@ def test_correlation_ignores_what_lies_outside_the_lung():
     lung = np.zeros(hu.shape, bool)
     lung[:, 4:12, 4:12] = True
     other = np.where(lung, hu, rng.normal(0, 500, hu.shape))
-    assert correlation_z1(other, lung) == pytest.approx(correlation_z1(hu, lung))
+    assert correlation(other, lung) == pytest.approx(correlation(hu, lung))
 
 
 def test_texture_recovers_planted_noise_under_a_gradient():

@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 import math
+import re
 import shutil
 
 import nibabel as nib
@@ -16,7 +17,7 @@ from evaluation.settings import Settings
 from evaluation.skill import stretched
 from trace_lightning.anatomy.grid import resample
 from trace_lightning.anatomy.labels import group_ids
-from trace_lightning.anatomy.threshold import segment
+from trace_lightning.anatomy.threshold import body, segment
 from trace_lightning.artifacts import Volume, provenance_path, read_volume, write_labels, write_volume
 from trace_lightning.errors import UserError
 
@@ -149,14 +150,16 @@ def test_one_case_has_no_interval_and_no_chance(tmp_path):
     assert value(found, "ceiling_lung") > 0.8
 
 
-def test_a_missed_organ_costs_the_diagonal_of_the_volume(toy_folders, tmp_path):
+def test_a_missed_organ_costs_the_diagonal_of_the_body(toy_folders, tmp_path):
     volume, labels = chest(0)
     hu = np.where(labels == 20, 40.0, volume.hu).astype(np.float32)
     write_volume(tmp_path / "made" / "case_0.nii.gz", Volume(hu, volume.grid))
     found = score(tmp_path / "made", toy_folders / "real", tmp_path / "scores")
     assert found["groups"]["lung"] == {"missed": 1}
     assert value(found, "dice_lung") == 0
-    assert value(found, "hd95_mm_lung") == pytest.approx(6 * math.sqrt(16**2 + 48**2 + 48**2))
+    extents = [len(set(indices)) for indices in np.nonzero(body(volume.hu, volume.grid.spacing_mm))]
+    assert value(found, "hd95_mm_lung") == pytest.approx(6 * math.hypot(*extents))
+    assert max(extents) < 48
 
 
 def test_real_cases_without_a_volume_are_listed_and_warned_of(folders, tmp_path, caplog):
@@ -282,6 +285,11 @@ def damage(path):
     path.write_bytes(bytes(data))
 
 
+def rename_all(folder):
+    for path in folder.glob("*.nii.gz"):
+        path.rename(folder / path.name.replace("case", "x"))
+
+
 def replace_image(path, array, affine=None):
     nib.save(nib.Nifti1Image(array, nib.load(path).affine if affine is None else affine), path)
 
@@ -295,9 +303,6 @@ def with_nan(path):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda f: break_folder(f / "made"), "holds no .nii.gz file"),
-        (lambda f: shutil.rmtree(f / "real"), "no such folder"),
-        (lambda f: (f / "real" / "case_1.nii.gz").unlink(), "case_1.nii.gz: .* holds no volume of that name"),
         (lambda f: (f / "masks" / "case_2.nii.gz").unlink(), "no mask for case_2"),
         (lambda f: truncate(f / "made" / "case_0.nii.gz"), "case_0.nii.gz: cannot be read"),
         (lambda f: damage(f / "made" / "case_0.nii.gz"), "case_0.nii.gz: "),
@@ -322,15 +327,53 @@ def with_nan(path):
         ),
         (lambda f: provenance_path(f / "made" / "case_0.nii.gz").write_text("[1]"), "JSON object"),
         (lambda f: provenance_path(f / "made" / "case_0.nii.gz").write_text("{"), "not readable as JSON"),
-        (lambda f: write_generated(f / "made", [2], inputs=["text"]), "different inputs"),
-        (lambda f: shutil.copy(f / "made" / "case_0.nii.gz", f / "made" / "case_0.nii"), "are the same case"),
     ],
 )
-def test_bad_input_is_named(folders, tmp_path, spoil, says):
+def test_a_bad_file_is_named_and_the_rest_is_scored(folders, tmp_path, spoil, says):
+    spoil(folders)
+    found = score(folders / "made", folders / "real", tmp_path / "scores", folders / "masks")
+    ((case_id, reason),) = found["failed"].items()
+    assert re.search(says, reason)
+    assert found["n"] == 2
+    assert case_id not in found["cases"]
+    assert reason in (tmp_path / "scores" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda f: break_folder(f / "made"), "holds no .nii.gz file"),
+        (lambda f: shutil.rmtree(f / "real"), "no such folder"),
+        (lambda f: write_generated(f / "made", [2], inputs=["text"]), "different inputs"),
+        (lambda f: shutil.copy(f / "made" / "case_0.nii.gz", f / "made" / "case_0.nii"), "are the same case"),
+        (
+            lambda f: rename_all(f / "made"),
+            "no generated volume has the name of a real one: x_0, x_1, x_2 against case_0",
+        ),
+        (lambda f: [truncate(path) for path in (f / "made").glob("*.nii.gz")], "case_0.*case_1.*case_2"),
+    ],
+)
+def test_folders_that_cannot_be_scored(folders, tmp_path, spoil, says):
     spoil(folders)
     with pytest.raises(UserError, match=says):
         score(folders / "made", folders / "real", tmp_path / "scores", folders / "masks")
     assert not (tmp_path / "scores" / "summary.json").exists()
+
+
+def test_a_bad_real_volume_is_left_out_of_chance(folders, tmp_path):
+    truncate(folders / "real" / "case_1.nii.gz")
+    found = score(folders / "made", folders / "real", tmp_path / "scores", folders / "masks")
+    assert (found["cases"], list(found["failed"])) == (["case_0", "case_2"], ["case_1"])
+    labels = segment(read_volume(folders / "real" / "case_2.nii.gz").hu, (6.0,) * 3)
+    measures = json.loads((tmp_path / "scores" / "per_case" / "case_0.json").read_text())["measures"]
+    assert measures["chance_lung"] == pytest.approx(dice(labels, chest(0)[1], group_ids("lung")))
+
+
+def test_generated_volumes_without_a_real_one_are_listed(folders, tmp_path, caplog):
+    (folders / "real" / "case_1.nii.gz").unlink()
+    found = score(folders / "made", folders / "real", tmp_path / "scores")
+    assert (found["n"], found["unmatched"], found["missing"]) == (2, ["case_1"], [])
+    assert "case_1" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -349,5 +392,4 @@ def test_settings_are_checked(wrong, says):
 
 def test_a_compressed_file_that_is_whole_but_not_nifti(folders, tmp_path):
     (folders / "made" / "case_0.nii.gz").write_bytes(gzip.compress(b"x" * 1000))
-    with pytest.raises(UserError, match="case_0"):
-        score(folders / "made", folders / "real", tmp_path / "scores")
+    assert "case_0" in score(folders / "made", folders / "real", tmp_path / "scores")["failed"]

@@ -21,6 +21,7 @@ CLIP_HU = (-1024.0, 1500.0)  # before smoothing: padding and metal must not blee
 SMOOTHING_MM = 1.0  # sigma of the Gaussian against noise; hardly acts on voxels larger than 2 mm
 OPENING_MM = 4.0  # in-plane radius; the couch is thinner than twice this, the chest wall thicker
 CLOSING_MM = 4.0  # radius; small vessels and bronchial walls inside the lung belong to it
+SLAB = 64  # slices that are worked on at once where memory would swell
 MIN_LUNG_ML = 1.0
 MIN_LUNG_SHARE = 0.1  # of the largest lung component; gas in stomach and bowel is smaller
 MIN_ENCLOSED_SHARE = 0.5  # of a lung component's voxels that are enclosed on all four sides; the rest on three
@@ -37,20 +38,35 @@ def segment(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarra
     Returns:
         (D, H, W) uint8 VISTA3D ids: 0 elsewhere, 20 lung, 21 bone. All 0 where there is no tissue.
     """
-    from scipy import ndimage
-
     voxel_ml = float(np.prod(spacing_mm)) / 1000
-    sigma = [SMOOTHING_MM / spacing for spacing in spacing_mm]
-    smooth = ndimage.gaussian_filter(np.clip(hu, *CLIP_HU, dtype=np.float32), sigma, mode="nearest", truncate=3)
-    measured = hu > PADDING_HU
+    smooth, measured = _smooth(hu, spacing_mm), hu > PADDING_HU
     body = _body(measured & (smooth > AIR_HU), spacing_mm)
     lung = _lung(measured & (smooth <= AIR_HU), body, voxel_ml)
-    pieces, voxels = _components(body & (smooth > BONE_HU))
-
+    bone = body & (smooth > BONE_HU)
+    del smooth, measured, body
     labels = np.full(hu.shape, BACKGROUND, np.uint8)
     labels[_closed(lung, spacing_mm)] = LUNG
+    pieces, voxels = _components(bone)
     labels[(voxels * voxel_ml >= MIN_BONE_ML)[pieces]] = BONE
     return labels
+
+
+def body(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """Return the tissue of the body, without the air in it and without the couch: (D, H, W) bool.
+
+    Args:
+        hu: (D, H, W) volume in HU, canonical orientation.
+        spacing_mm: voxel size along (D, H, W).
+    """
+    return _body((hu > PADDING_HU) & (_smooth(hu, spacing_mm) > AIR_HU), spacing_mm)
+
+
+def _smooth(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    from scipy import ndimage
+
+    sigma = [SMOOTHING_MM / spacing for spacing in spacing_mm]
+    clipped = np.clip(hu, *CLIP_HU, dtype=np.float32)
+    return ndimage.gaussian_filter(clipped, sigma, mode="nearest", truncate=3, output=clipped)
 
 
 def _body(tissue: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
@@ -96,7 +112,9 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from scipy import ndimage
 
     pieces, count = ndimage.label(mask)
-    voxels = np.bincount(pieces.ravel(), minlength=count + 1)
+    voxels = np.zeros(count + 1, np.int64)
+    for start in range(0, len(pieces), SLAB):  # bincount widens what it counts to 8 bytes a voxel
+        voxels += np.bincount(pieces[start : start + SLAB].ravel(), minlength=count + 1)
     voxels[0] = 0
     return pieces, voxels
 
@@ -110,7 +128,25 @@ def _closed(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndar
     found = ndimage.find_objects(mask.view(np.uint8))[0]
     margin = [int(CLOSING_MM / spacing) + 2 for spacing in spacing_mm]
     box = tuple(slice(max(0, axis.start - m), axis.stop + m) for axis, m in zip(found, margin, strict=True))
-    grown = ndimage.distance_transform_edt(~mask[box], spacing_mm) <= CLOSING_MM
+    grown = _within(~mask[box], spacing_mm)
     closed = mask.copy()
-    closed[box] |= ndimage.distance_transform_edt(grown, spacing_mm) > CLOSING_MM
+    closed[box] |= ~_within(grown, spacing_mm)
     return closed
+
+
+def _within(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """Return the voxels at most `CLOSING_MM` from the nearest voxel that is not in a mask.
+
+    Slab by slab: the distance transform takes some 60 bytes a voxel, and what lies farther than the margin is too far.
+    """
+    from scipy import ndimage
+
+    near = np.zeros(mask.shape, bool)
+    margin = int(CLOSING_MM / spacing_mm[0]) + 1
+    for start in range(0, len(mask), SLAB):
+        low, stop = max(0, start - margin), min(len(mask), start + SLAB)
+        slab = mask[low : stop + margin]
+        if not slab.all():
+            distance = ndimage.distance_transform_edt(slab, spacing_mm)
+            near[start:stop] = distance[start - low : stop - low] <= CLOSING_MM
+    return near
