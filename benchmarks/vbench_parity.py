@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 VBENCH = "vbench==0.1.5"
-TOLERANCE = 2e-5
+TOLERANCE = 1e-5
 PROMPT = "Chest CT with small bilateral pleural effusions, enlarged heart and a nodule in the right upper lobe, " * 3
 DEFAULT_ENVIRONMENT = HERE.parent / "cache" / "vbench_env"
 
