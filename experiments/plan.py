@@ -193,7 +193,7 @@ def bytes_by_folder(left: Sequence[Task], costs: dict[str, dict[str, float]]) ->
     for task in known:
         run = task.experiment.run
         sizes.setdefault(("the cache", Path(run.cache_dir)), sum(cached.values()))
-        results = "the results", Path(run.runs_dir)
+        results = "the output", Path(run.runs_dir)
         sizes[results] = sizes.get(results, 0.0) + _bytes(task, costs[task.experiment.name])
     return sizes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shutil
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -220,3 +221,19 @@ def test_steps_follow_from_epochs_pairs_and_batch():
     # 300 slices have ceil(300/k) pairs of skip k
     assert plan.num_steps(ours.experiment, cases) == 300 * (100 * (300 + 150 + 75) // 28)
     assert plan.num_steps(load("ours").experiment, cases) == load("ours").experiment.train.max_steps
+
+
+def test_the_disk_is_counted_once_for_rows_that_share_a_cache_and_refused_if_too_small(table1, monkeypatch):
+    from trace_lightning.data import cache
+
+    costs = {task.experiment.name: {"parameters": 10**6} for task in table1}
+    sizes = plan.bytes_by_folder(table1, costs)
+    (cached,) = (size for (what, _), size in sizes.items() if what == "the cache")
+    of_rows = [sum(cache.files_to_write(task.experiment).values()) for task in table1 if task.name == "prepare"]
+    assert max(of_rows) <= cached < sum(of_rows)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**12, 0, 10**12))
+    assert len(plan.need_space(table1, costs)) == 2
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**12, 0, 10**6))
+    with pytest.raises(UserError, match=r"the cache takes .* in cache, where 1.0 MB are free"):
+        plan.need_space(table1, costs)
