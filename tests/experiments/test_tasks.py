@@ -223,9 +223,11 @@ def test_steps_follow_from_epochs_pairs_and_batch():
     assert plan.num_steps(load("ours").experiment, cases) == load("ours").experiment.train.max_steps
 
 
-def test_the_disk_is_counted_once_for_rows_that_share_a_cache_and_refused_if_too_small(table1, monkeypatch):
+def test_the_disk_is_counted_once_for_rows_that_share_a_cache_and_refused_if_too_small(tmp_path, monkeypatch):
     from trace_lightning.data import cache
 
+    empty = [f"run.cache_dir={tmp_path}"]
+    table1 = tasks_of([load(name, overrides=empty) for name in load_table("table1").experiments], ground_truth=True)
     costs = {task.experiment.name: {"parameters": 10**6} for task in table1}
     sizes = plan.bytes_by_folder(table1, costs)
     (cached,) = (size for (what, _), size in sizes.items() if what == "the cache")
@@ -235,5 +237,5 @@ def test_the_disk_is_counted_once_for_rows_that_share_a_cache_and_refused_if_too
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**12, 0, 10**12))
     assert len(plan.need_space(table1, costs)) == 2
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**12, 0, 10**6))
-    with pytest.raises(UserError, match=r"the cache takes .* in cache, where 1.0 MB are free"):
+    with pytest.raises(UserError, match=r"the cache takes .* where 1.0 MB are free"):
         plan.need_space(table1, costs)
