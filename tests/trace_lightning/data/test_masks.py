@@ -207,7 +207,7 @@ def test_prepared_volumes_hold_the_masks_of_vista3d(
 
 @pytest.mark.real_ct
 @pytest.mark.slow
-def test_vista3d_takes_a_real_scan(real_ct, vista3d_weights, small_windows):
+def test_vista3d_takes_a_real_scan(real_ct, vista3d_weights):
     """Untrained, so that only the way there and back is tried: air is background, labels vary, the grid is kept."""
     volume = read_volume(volume_path(real_ct, "train_2_a_1"))
     scan = Scan("train_2_a_1", "train_2", "train", volume_path(real_ct, "train_2_a_1"), None, None, None)
