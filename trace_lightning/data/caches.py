@@ -35,7 +35,7 @@ KINDS = {
     "volumes": Kind(
         "volumes",
         "*/meta.json",
-        lambda of: f"{of['root']}, {of['grid'][0]} pixels, masks {of['mask_source']}, flow {of['flow'][0]}",
+        lambda of: f"{of['root']}, {of['grid'][0]} pixels, masks {of['masks'][0]}, flow {of['flow'][0]}",
     ),
     "text": Kind("prompts", "*.npz", lambda of: f"{of['architecture']}, weights {of['pretrained']}"),
 }
