@@ -1,8 +1,8 @@
-"""FVD of real volumes against real volumes, and its fall with their number, on the phantom.
+"""FVD (or another distance) of real volumes against real volumes, and its fall with their number, on the phantom.
 
     python -m benchmarks.fvd_floor --volumes 120 --weights WEIGHTS --out fvd_floor
 
-Writes `fvd_floor.json` and `fvd_floor.png` into the folder; features are kept there, so that a repeated or longer run
+Writes `<metric>_floor.json` and `.png` into the folder; features are kept there, so that a repeated or longer run
 goes on where the last one was.
 """
 
@@ -53,9 +53,9 @@ def main() -> None:
 
     points = floor_curve(features, kind=metric.kind, splits=20)
     record = {"metric": metric.name, "d": EXTRACTORS[metric.extractor].dim, "points": [p.to_json() for p in points]}
-    write_json(given.out / "fvd_floor.json", record | {"size": given.size, "volumes": given.volumes})
+    write_json(given.out / f"{metric.name}_floor.json", record | {"size": given.size, "volumes": given.volumes})
     label = f"phantom, {given.size} x {given.size}, 20 random splits: mean and range"
-    plot_floor({label: points}, given.out / "fvd_floor.png", ylabel=metric.title, d=record["d"])
+    plot_floor({label: points}, given.out / f"{metric.name}_floor.png", ylabel=metric.title, d=record["d"])
     for point in points:
         print(f"{point.volumes:4d} volumes  n = {point.n:6.1f}  {metric.title} {point.value:8.2f}", flush=True)
 

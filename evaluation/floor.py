@@ -93,16 +93,18 @@ def plot_floor(
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.set(xscale="log", yscale="log", xlabel="samples a side, n", ylabel=f"{ylabel}, real against real")
     for label, points in curves.items():
         n = [point.n for point in points]
         (line,) = axes.plot(n, [point.value for point in points], marker="o", label=label)
         axes.fill_between(n, [p.low for p in points], [p.high for p in points], color=line.get_color(), alpha=0.2, lw=0)
     for label, value in (values or {}).items():
         axes.axhline(value, color="0.3", ls="--", lw=1)
-        axes.annotate(label, (axes.get_xlim()[0], value), va="bottom", fontsize=8)
+        axes.text(0.01, value, label, transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)
     axes.axvline(2 * d, color="0.7", lw=1)
-    axes.annotate(f"n = 2d = {2 * d}", (2 * d, axes.get_ylim()[0]), rotation=90, va="bottom", ha="right", fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="samples a side, n", ylabel=f"{ylabel}, real against real")
+    axes.text(
+        2 * d, 0.02, f"n = 2d = {2 * d}", transform=axes.get_xaxis_transform(), rotation=90, ha="right", fontsize=8
+    )
     axes.legend(frameon=False)
     with atomic_path(Path(path)) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:], dpi=120)
