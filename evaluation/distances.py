@@ -5,7 +5,7 @@ the fewer they are against the number of features. So each value comes with its 
 against real volumes, by split halves) and with an interval by the bootstrap over volumes.
 
 The interval is value + (quantiles of the resampled values - their mean): drawing volumes twice makes sets poorer, so
-resampled distances lie above the value, and only their spread is used. It is wide rather than narrow: 1.3 to 2 times
+resampled distances lie above the value, and only their spread is used. It is wide rather than narrow: 1.2 to 2.4 times
 the spread over fresh samples of 12 to 40 volumes in a simulation.
 """
 
