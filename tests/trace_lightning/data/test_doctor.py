@@ -180,6 +180,21 @@ def test_processes_give_the_same_table(root, tmp_path):
     assert (tmp_path / "1").read_text() == (tmp_path / "2").read_text()
 
 
+@pytest.mark.real_ct
+def test_a_real_tree(real_ct, tmp_path, capsys):
+    code, rows = run(real_ct, tmp_path / "doctor.csv")
+    assert code == 1
+    found = {name.removesuffix(".nii.gz"): (row["state"], row["reason"]) for name, row in rows.items()}
+    whole = dict.fromkeys(("train_1_a_1", "train_1_a_2", "train_2_a_1", "valid_1_a_1"), ("hu", "ok"))
+    half_a_thorax = dict.fromkeys(("train_3_a_1", "train_3_b_1"), ("hu", "padding"))
+    assert found == whole | half_a_thorax | {"train_4_a_1": ("refused", "listed_no_chest")}
+    assert all("padding at -2048 is no measurement" in rows[f"{name}.nii.gz"]["text"] for name in half_a_thorax)
+    assert "padding at -2048 is no measurement" in capsys.readouterr().out
+    _, rows = run(real_ct, tmp_path / "raw.csv", "--version", "v1")
+    raw = {name.removesuffix(".nii.gz") for name, row in rows.items() if (row["state"], row["reason"]) == ("raw", "ok")}
+    assert raw == {"train_1_a_2", "train_2_a_1", "valid_1_a_1"}
+
+
 def test_every_reason_is_documented():
     text = (Path(__file__).parents[3] / "docs" / "data.md").read_text().partition("## Masks")[0]
     assert set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) == {"ok", "padding", *REFUSALS}

@@ -115,10 +115,13 @@ def test_an_array_turned_under_an_unchanged_header_is_refused(root, axis, reason
     assert f"refused ({reason})" in refusal(root, repair=True)
 
 
-def test_left_and_right_exchanged_is_not_detected(root):
+@pytest.mark.parametrize(
+    "turn", [lambda array: np.flip(array, 0), lambda array: np.swapaxes(array, 0, 1)], ids=["left-right", "row-column"]
+)
+def test_what_is_not_detected(root, turn):
     """Said in the documentation; should this fail, say there that it is detected now."""
     image = nib.load(volume_path(root, CASE))
-    save(root, np.flip(np.asarray(image.dataobj), 0), image.affine)
+    save(root, turn(np.asarray(image.dataobj)), image.affine)
     assert read_scan(scan_of(root)).hu.shape == image.shape[::-1]
 
 
