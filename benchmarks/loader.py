@@ -104,7 +104,7 @@ def _one_volume(folder: Path, size: int, slices: int) -> Experiment:
 
 def _random_embeddings(folder: Path, prompts: list[str]) -> Embeddings:
     """Write random embeddings where CLIP's would lie: their values cost the loader nothing."""
-    paths = {prompt: folder / f"embedding{number}.npz" for number, prompt in enumerate(prompts)}
+    paths = {prompt: folder / f"embedding{number}.safetensors" for number, prompt in enumerate(prompts)}
     for path in paths.values():
         tokens = np.random.default_rng(0).normal(size=TOKENS).astype(np.float32)
         write_embedding(path, Embedding(tokens, tokens[0], *TOKENS[:1], *TOKENS[:1]))

@@ -37,7 +37,7 @@ KINDS = {
         "*/meta.json",
         lambda of: f"{of['root']}, {of['grid'][0]} pixels, masks {of['masks'][0]}, flow {of['flow'][0]}",
     ),
-    "text": Kind("prompts", "*.npz", lambda of: f"{of['architecture']}, weights {of['pretrained']}"),
+    "text": Kind("prompts", "*.safetensors", lambda of: f"{of['architecture']}, weights {of['pretrained']}"),
 }
 
 

@@ -18,7 +18,7 @@ from trace_lightning.config import TextConfig
 from trace_lightning.data.cache_folder import cache_folder, touch, writing
 from trace_lightning.errors import UserError
 
-FORMAT = 1  # raise it when embeddings change their content or layout
+FORMAT = 2  # raise it when embeddings change their content or layout
 BATCH = 32
 DEFAULT_CONTEXT, DEFAULT_WIDTH = 77, 512  # of open_clip's text towers that do not say otherwise
 TINY = {"width": 64, "heads": 4, "layers": 2, "output_dim": 64}
@@ -73,7 +73,7 @@ def embed_prompts(prompts: Sequence[str], config: TextConfig, cache_dir: Path) -
         UserError: the tower's weights or its tokenizer cannot be had; random ones never stand in for them.
     """
     folder = text_folder(config, cache_dir)
-    paths = {prompt: folder / f"{digest(prompt)}.npz" for prompt in dict.fromkeys(prompts)}
+    paths = {prompt: folder / f"{digest(prompt)}.safetensors" for prompt in dict.fromkeys(prompts)}
     if not all(path.is_file() for path in paths.values()):
         with writing(folder, text_identity(config)):
             missing = [prompt for prompt, path in paths.items() if not path.is_file()]
@@ -158,13 +158,17 @@ def _num_tokens(tokenizer: Any, prompt: str) -> int:
 
 def write_embedding(path: Path, embedding: Embedding) -> None:
     """Write an embedding, whole or not at all."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **embedding._asdict())
+    from safetensors.numpy import save
+
+    arrays = {name: np.array(value, order="C") for name, value in embedding._asdict().items()}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(arrays))  # `save_file` hides a full disk behind an error of its own
 
 
 def _read(path: Path) -> Embedding:
-    with np.load(path) as file:
-        tokens, pooled, num_tokens, length = (file[name] for name in Embedding._fields)
+    from safetensors.numpy import load_file  # four times as fast as an .npz: a loader reads one for each sample
+
+    tokens, pooled, num_tokens, length = map(load_file(path).get, Embedding._fields)
     return Embedding(tokens, pooled, int(num_tokens), int(length))
 
 
