@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evaluation import along_z
+from evaluation.views import ClipRule, SliceRule, Views
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.anatomy.labels import group_ids
 from trace_lightning.errors import UserError
@@ -23,69 +24,15 @@ DEFAULT = "trace"
 
 
 @dataclass(frozen=True)
-class SliceRule:
-    """Which images stand for a volume in distances between sets of images (FID, KID).
-
-    Attributes:
-        extractor: network whose features are compared.
-        planes: axial, coronal, sagittal; a distance is the mean over planes.
-        spacing_mm: isotropic, over the whole volume; None: the protocol's grid.
-        size: voxels that each axis is cropped or padded to, about the centre; None: as it is.
-        every: slices from one image to the next.
-        max_volumes: the first of a folder, by name; None: all.
-        intensity: `window` maps the window to grey levels, `batch` what a batch of images holds.
-    """
-
-    extractor: str = "inception_2015"
-    planes: tuple[str, ...] = ("axial",)
-    spacing_mm: float | None = None
-    size: int | None = None
-    every: int = 1
-    max_volumes: int | None = None
-    intensity: Literal["window", "batch"] = "window"
-
-
-@dataclass(frozen=True)
-class ClipRule:
-    """Which runs of slices stand for a volume in distances between sets of videos (FVD).
-
-    Attributes:
-        extractor: network whose features are compared.
-        frames: slices of a clip.
-        step: slices from one frame to the next.
-        generated: where the clips of generated volumes lie: `tiled` over the whole z range, one at `random`, or the
-            `first`.
-        reference: the same of real volumes.
-        max_clips: None for all.
-        window_hu: if not that of the protocol.
-        shape: (D, H, W) that a volume is squeezed to, whatever its spacing; None: as it is.
-        chunk: a Frechet distance for each so many pairs of volumes, then their mean; None: one distance of all. With
-            chunks of 4 a covariance has rank 3 at most: a defect of the vlm3d challenge.
-    """
-
-    extractor: str = "i3d_kinetics400"
-    frames: int = 16
-    step: int = 1
-    generated: Literal["tiled", "random", "first"] = "tiled"
-    reference: Literal["tiled", "random", "first"] = "tiled"
-    max_clips: int | None = None
-    window_hu: tuple[float, float] | None = None
-    shape: tuple[int, int, int] | None = None
-    chunk: int | None = None
-
-
-@dataclass(frozen=True)
 class TextRule:
     """How a volume is set against its prompt.
 
     Attributes:
-        extractor: network of image and text.
-        slices: so many, evenly spaced, are each set against the prompt; None: the whole volume at once.
-        pad_before_scaling: pad with -1 while values are still HU, so that the padding is water instead of air: a defect
-            of the vlm3d challenge.
+        slices: so many, evenly spaced, are each set against the prompt; None: all.
+        pad_before_scaling: pad CT-CLIP's volumes with -1 while values are still HU, so that the padding is water
+            instead of air: a defect of the vlm3d challenge.
     """
 
-    extractor: str = "clip_vitl14"
     slices: int | None = 16
     pad_before_scaling: bool = False
 
@@ -140,6 +87,10 @@ class Settings:
             raise UserError(f"window_hu: {list(self.window_hu)}; it is two HU, the lower first")
         if self.bootstrap_samples < 0:
             raise UserError(f"bootstrap_samples: {self.bootstrap_samples}; it is 0 (no intervals) or more")
+
+    def views(self) -> Views:
+        """Return how volumes are cut for distances between sets."""
+        return Views(self.slices, self.clips)
 
     def group_ids(self) -> dict[str, tuple[int, ...]]:
         """Return the ids of each group."""
