@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,13 @@ from evaluation import along_z
 from evaluation.views import ClipRule, SliceRule, Views
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.anatomy.labels import group_ids
+from trace_lightning.artifacts import file_digest
 from trace_lightning.errors import UserError
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 DEFAULT = "trace"
+SEGMENTERS = ("threshold", "vista3d")
+Segmenter = Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Settings:
     Attributes:
         name: of the protocol.
         segmenter: how generated and real volumes are segmented; `threshold` needs no weights.
+        segmenter_weights: of `vista3d`: a path, or `hub`.
         groups: groups of VISTA3D classes that are judged.
         average: whether the headline (`dice`, `jaccard`, `hd95_mm`) is the mean over groups or over classes.
         spurious: what a class is that only the generated volume has: left out of the means and counted (`exclude`),
@@ -59,6 +64,7 @@ class Settings:
 
     name: str = DEFAULT
     segmenter: str = "threshold"
+    segmenter_weights: str = ""
     groups: tuple[str, ...] = ("lung", "bone")
     average: Literal["groups", "classes"] = "groups"
     spurious: Literal["exclude", "penalise"] = "exclude"
@@ -71,7 +77,7 @@ class Settings:
     mask_source: str | None = None
 
     def __post_init__(self) -> None:
-        segmenter(self.segmenter)
+        _check_segmenter(self)
         object.__setattr__(self, "groups", tuple(self.groups))
         object.__setattr__(self, "window_hu", tuple(map(float, self.window_hu)))
         for group in self.groups:
@@ -92,6 +98,20 @@ class Settings:
         """Return how volumes are cut for distances between sets."""
         return Views(self.slices, self.clips)
 
+    def segment(self, volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+        """Return the uint8 VISTA3D ids of a volume (D, H, W) in HU, by the protocol's segmenter."""
+        return _segmenter(self.segmenter, self.segmenter_weights)(volume_hu, spacing_mm)
+
+    @property
+    def segmenter_weights_digest(self) -> str | None:
+        """Identify the segmenter's weights: by content where they are a file; None where it needs none."""
+        path = Path(self.segmenter_weights)
+        if self.segmenter == "threshold":
+            return None
+        if not path.is_file():
+            return self.segmenter_weights
+        return _weights_digest(path, path.stat().st_size, path.stat().st_mtime_ns)
+
     def group_ids(self) -> dict[str, tuple[int, ...]]:
         """Return the ids of each group."""
         return {group: group_ids(group) for group in self.groups}
@@ -100,6 +120,7 @@ class Settings:
         """Return everything that decides what numbers mean, JSON-ready; scores of two protocols are not compared."""
         settings = _plain(asdict(self))
         del settings["bootstrap_samples"]
+        settings["segmenter_weights"] = self.segmenter_weights_digest
         return settings | {
             "hd95": "max of the two directed 95th percentiles between 6-neighbour surfaces, mm",
             "missed": "dice 0, jaccard 0, hd95 the diagonal of the box around the real volume's body; in a mean no "
@@ -180,11 +201,32 @@ def _read_keys(path: Path) -> dict[str, Any]:
     return keys
 
 
-def segmenter(name: str) -> Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]:
-    """Return the segmenter of a name: (hu, spacing_mm) -> uint8 VISTA3D ids."""
+def _check_segmenter(settings: Settings) -> None:
+    if settings.segmenter not in SEGMENTERS:
+        raise UserError(f"segmenter: {settings.segmenter!r} is not known; there is {', '.join(SEGMENTERS)}")
+    if settings.segmenter == "vista3d" and not settings.segmenter_weights:
+        raise UserError("segmenter_weights: vista3d needs its weights, as a path or as hub (--segmenter-weights)")
+
+
+def _device() -> str:
+    """Return what segmenting runs on: labels are the same but for ties."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@cache
+def _segmenter(name: str, weights: str) -> Segmenter:
+    """Return the segmenter of a name; a process keeps it, and with it the network."""
+    if name == "vista3d":
+        from trace_lightning.anatomy.vista3d import Vista3D
+
+        return Vista3D.load(weights, _device())
     from trace_lightning.anatomy import threshold
 
-    known = {"threshold": threshold.segment}
-    if name not in known:
-        raise UserError(f"segmenter: {name!r} is not known; there is {', '.join(known)}")
-    return known[name]
+    return threshold.segment
+
+
+@cache
+def _weights_digest(path: Path, size: int, modified_ns: int) -> str:
+    return file_digest(path)
