@@ -18,7 +18,7 @@ from evaluation.features.extract import Extraction
 from evaluation.features.extractors import EXTRACTORS
 from evaluation.features.store import FeatureStore
 from evaluation.floor import floor_curve, plot_floor
-from evaluation.views import VIEWS
+from evaluation.settings import Settings
 from trace_lightning.artifacts import digest, write_json
 from trace_lightning.config import PhantomConfig
 from trace_lightning.data.phantom.scan import Scan
@@ -37,7 +37,7 @@ def main() -> None:
 
     config = PhantomConfig(num_train_patients=given.volumes, size=given.size, spacing_z_mm=[6.5, 7.5, 8.5])
     metric = SET_METRICS[given.metric]
-    views = VIEWS["trace"]
+    views = Settings().views()
     extraction = Extraction([metric], views, weights.folder(given.weights), FeatureStore(given.out / "features"))
     if extraction.reasons:
         raise UserError(extraction.reasons[metric.name])
@@ -47,7 +47,7 @@ def main() -> None:
         scan = Scan(config, "train", number)
         identity = digest([config.seed, config.size, config.spacing_z_mm, scan.case_id])
         features[scan.case_id] = extraction.case(
-            scan.case_id, identity, lambda scan=scan: grey(scan.render()[0].astype("float32")), real=True
+            scan.case_id, identity, lambda _, scan=scan: grey(scan.render()[0].astype("float32")), real=True
         )[cut]
         print(f"{number}/{given.volumes} {scan.case_id}: {len(features[scan.case_id])}", flush=True)
 

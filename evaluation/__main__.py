@@ -58,7 +58,10 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
         "--protocol", default="trace", metavar="P", help="trace (default), stylegan_v, vlm3d, or a YAML file"
     )
     command.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help="groups (fidelity, mask, slices, cost) or metrics; default: all"
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="groups (fidelity, mask, slices, cost, vbench, clip, ct_clip, lpips, distances) or metrics; default: all",
     )
     command.add_argument(
         "--masks",
@@ -74,7 +77,13 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
         metavar="X",
         help="compare on isotropic voxels of X mm over the real volume's field of view (default: the protocol's)",
     )
-    command.add_argument("--segmenter", help="threshold: lungs and bone from HU, no weights (default: the protocol's)")
+    command.add_argument(
+        "--segmenter",
+        help="threshold: lungs and bone from HU, no weights; vista3d: 117 classes (default: the protocol's)",
+    )
+    command.add_argument("--segmenter-weights", metavar="FILE", help="of vista3d: a file, or hub")
+    command.add_argument("--ct-clip", default="", metavar="MODULE:FUNCTION", help="your CT-CLIP: evaluation/ct_clip.py")
+    command.add_argument("--cache", type=Path, metavar="DIR", help="what is known of real volumes (default: OUT/real)")
     command.add_argument("--groups", nargs="+", metavar="G", help="default: the protocol's, as lung bone")
     command.add_argument("--device", default="cpu", metavar="D", help="of networks: cpu (default), cuda, cuda:1")
     command.add_argument("--weights", type=Path, metavar="DIR", help="folder of pretrained weights")
@@ -196,6 +205,7 @@ def _score(given: argparse.Namespace) -> int:
     settings = read_protocol(
         given.protocol,
         segmenter=given.segmenter,
+        segmenter_weights=given.segmenter_weights,
         groups=given.groups,
         spacing_mm=given.spacing_mm,
         bootstrap_samples=given.bootstrap,
@@ -214,9 +224,10 @@ def _score(given: argparse.Namespace) -> int:
             settings=settings,
             metrics=given.metrics,
             jobs=given.jobs,
-            resources=Resources(folder(given.weights), given.device),
+            resources=Resources(folder(given.weights), given.device, given.ct_clip),
             frames=frames,
             prompts=prompts,
+            cache_dir=given.cache,
             progress=progress,
         )
     return _show(summary, given.out)

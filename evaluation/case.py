@@ -23,6 +23,17 @@ class WithoutWeights:
     def absent(self) -> None:
         """Nothing is needed."""
 
+    @property
+    def group(self) -> str:
+        """The name, which stands for itself."""
+        return self.name
+
+    def check(self) -> None:
+        """Nothing can be damaged."""
+
+    def weights(self) -> None:
+        """Nothing is needed."""
+
     def depends(self, files: CaseFiles) -> None:
         """Nothing besides the volumes and the protocol."""
 
@@ -128,7 +139,6 @@ class AlongZ(WithoutWeights):
         "adjacent_difference_hu",
         "border_difference_hu",
         "within_difference_hu",
-        "temporal_flickering",
         "lung_correlation_z1",
         "lung_correlation_z4",
         "lung_texture_hu",
@@ -144,9 +154,8 @@ class AlongZ(WithoutWeights):
         """Measure both volumes on the same slices."""
         window, lung, spacing_mm = self.settings.window_hu, pair.own_lung, pair.own_grid.spacing_mm
 
-        def numbers_of(frames: np.ndarray, on_grid: np.ndarray, own: np.ndarray, body: np.ndarray) -> Numbers:
+        def numbers_of(on_grid: np.ndarray, own: np.ndarray, body: np.ndarray) -> Numbers:
             return along_z.differences_hu(own, window) | {
-                "temporal_flickering": along_z.temporal_flickering(frames),
                 "adjacent_difference_hu": along_z.differences_hu(on_grid, window)["adjacent_difference_hu"],
                 "lung_correlation_z1": along_z.correlation(own, lung, 1, window),
                 "lung_correlation_z4": along_z.correlation(own, lung, 4, window),
@@ -154,8 +163,8 @@ class AlongZ(WithoutWeights):
                 "jerk_hu": along_z.jerk_hu(own, body, window),
             }
 
-        made = numbers_of(pair.made_frames, pair.made, pair.own_made, pair.own_made_body)
-        real = numbers_of(pair.real_frames, pair.real, pair.own_real, pair.own_real_body)
+        made = numbers_of(pair.made, pair.own_made, pair.own_made_body)
+        real = numbers_of(pair.real, pair.own_real, pair.own_real_body)
         drift = along_z.drift_hu(
             along_z.body_means_hu(pair.own_made, pair.own_made_body, window),
             along_z.body_means_hu(pair.own_real, pair.own_real_body, window),

@@ -31,6 +31,7 @@ DIMENSION = Dimension(
     range=(0.0, 100.0),
     companions=("clip_score_shuffled", "clip_score_slices"),
     needs_prompt=True,
+    code=("evaluation.openai_clip",),
 )
 
 

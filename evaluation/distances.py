@@ -20,7 +20,7 @@ import numpy as np
 from evaluation.frechet import frechet_distance
 from evaluation.resampling import FrechetResampler, KernelResampler
 from evaluation.uncertainty import LEVEL
-from evaluation.views import Views
+from evaluation.views import CLIPS, Views
 
 Features = Mapping[str, np.ndarray]  # case id -> (n_i, d)
 Resampler = Callable[[np.ndarray, np.ndarray], float]
@@ -35,7 +35,8 @@ class SetMetric:
         name: key in score files.
         title: as printed.
         extractor: name in `EXTRACTORS`.
-        cut: what of each volume: axial `slices`, slices of all `planes` (the mean of the planes' distances), `clips`.
+        cut: what of each volume: `slices` of the first plane, slices of all `planes` (the mean of their distances), or
+            `clips`.
         kind: `frechet` or `kernel`.
         published: whether this is what the field calls by that name.
     """
@@ -49,8 +50,8 @@ class SetMetric:
 
     def cuts(self, views: Views) -> tuple[str, ...]:
         """Return the names of what is cut out of each volume: planes of the protocol, or `clips`."""
-        planes = tuple(views.planes)
-        return {"slices": planes[:1], "planes": planes, "clips": ("clips",)}[self.cut]
+        planes = views.slices.planes
+        return {"slices": planes[:1], "planes": planes, "clips": (CLIPS,)}[self.cut]
 
 
 SET_METRICS = {
@@ -149,6 +150,7 @@ def set_distance(
     floor: Floor | None = None,
     ddof: int = 1,
     seed: int = 0,
+    chunk: int | None = None,
 ) -> Distance:
     """Return the distance between two sets, the mean over views.
 
@@ -163,7 +165,11 @@ def set_distance(
         floor: of the real volumes, where `real_floor` has given it already.
         ddof: of covariances.
         seed: of all that is random.
+        chunk: the mean of one distance for each so many pairs of volumes, see `chunked`; it has neither interval nor
+            floor. None: one distance of all.
     """
+    if chunk is not None:
+        return chunked(kind, generated, reference, chunk, ddof=ddof)
     made, real = _volumes(generated), _volumes(reference)
     sizes = _sizes(made, real)
     for side, n in (("generated", sizes["n_generated"]), ("real", sizes["n_reference"])):
@@ -190,6 +196,45 @@ def set_distance(
         warnings=_warnings(kind, sizes, floor),
         **sizes,
     )
+
+
+def chunked(
+    kind: Literal["frechet", "kernel"],
+    generated: Sequence[Features],
+    reference: Sequence[Features],
+    chunk: int,
+    *,
+    ddof: int = 1,
+) -> Distance:
+    """Return the mean distance of consecutive chunks of pairs: `chunk` volumes of either side, by name.
+
+    For comparison with evaluations that do so; a chunk has few samples, so its distance is mostly bias. A last chunk
+    with fewer than two samples on a side is left out.
+
+    Args:
+        kind: `frechet` or `kernel`.
+        generated: as in `set_distance`.
+        reference: as in `set_distance`.
+        chunk: volumes of either side at a time.
+        ddof: of covariances.
+    """
+    made, real = _volumes(generated), _volumes(reference)
+    pairs = min(len(made[0]), len(real[0]))
+
+    def part(side: Sequence[Features], start: int) -> list[dict[str, np.ndarray]]:
+        return [dict(list(view.items())[:pairs][start : start + chunk]) for view in side]
+
+    parts = [
+        set_distance(kind, part(made, start), part(real, start), samples=0, splits=0, ddof=ddof)
+        for start in range(0, pairs, chunk)
+    ]
+    found = [distance for distance in parts if distance.value is not None]
+    sizes = _sizes(made, real)
+    if not found:
+        return Distance(**sizes, reason=f"no chunk of {chunk} pairs of volumes has two samples on either side")
+    warning = f"mean over {len(found)} chunks of at most {chunk} pairs of volumes, as the protocol asks: mostly bias"
+    value, raw = (float(np.mean([getattr(one, name) for one in found])) for name in ("value", "raw"))
+    return Distance(value=value, raw=raw, warnings=(warning,), **sizes)
 
 
 def real_floor(

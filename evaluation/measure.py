@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from evaluation.features.store import FeatureStore
 from evaluation.pair import CaseFiles, Pair
 from evaluation.weights import folder
+from trace_lightning.artifacts import file_digest
 
 Numbers = dict[str, float | None]
 Reasons = dict[str, str]  # why a number is None
@@ -42,21 +46,25 @@ class Resources:
     Attributes:
         weights: folder of pretrained weights.
         device: that networks run on, as torch names it.
+        ct_clip: the user's CT-CLIP as `module:function`, see `evaluation/ct_clip.py`.
     """
 
     weights: Path = field(default_factory=folder)
     device: str = "cpu"
+    ct_clip: str = ""
 
 
 class CaseMeasure(Protocol):
     """Numbers of one volume beside its real one.
 
     Attributes:
-        name: of the group of numbers, as `--metrics` selects it.
+        name: of the numbers that it gives together.
+        group: of measures, as `--metrics` selects it.
         code: modules whose change changes the numbers.
     """
 
     name: str
+    group: str
     code: tuple[str, ...]
 
     def provides(self) -> Sequence[str]:
@@ -64,6 +72,12 @@ class CaseMeasure(Protocol):
 
     def absent(self) -> str | None:
         """Say why it cannot be computed here (weights that are missing, and how they are got), or None."""
+
+    def check(self) -> None:
+        """Raise a UserError where its weights are not the published ones."""
+
+    def weights(self) -> str | None:
+        """Identify its weights; None where it needs none, or where they are not there."""
 
     def depends(self, files: CaseFiles) -> object:
         """Return what the numbers of a case depend on besides its volumes and the protocol, JSON-ready."""
@@ -76,11 +90,13 @@ class SetMeasure(Protocol):
     """Numbers of all volumes together, from features of each.
 
     Attributes:
-        name: of the group of numbers, as `--metrics` selects it.
+        name: of the numbers that it gives together.
+        group: of measures, as `--metrics` selects it.
         code: modules whose change changes the features.
     """
 
     name: str
+    group: str
     code: tuple[str, ...]
 
     def provides(self) -> Sequence[str]:
@@ -89,17 +105,33 @@ class SetMeasure(Protocol):
     def absent(self) -> str | None:
         """Say why it cannot be computed here (weights that are missing, and how they are got), or None."""
 
+    def check(self) -> None:
+        """Raise a UserError where its weights are not the published ones."""
+
+    def weights(self) -> str | None:
+        """Identify its weights; None where it needs none, or where they are not there."""
+
     def depends(self, files: CaseFiles) -> object:
         """Return what the features of a case depend on besides its volumes and the protocol, JSON-ready."""
 
     def features(self, pair: Pair) -> dict[str, np.ndarray]:
         """Return the features of one case, both sides; kept as `per_case/<case_id>.<name>.npz`."""
 
-    def sum_up(self, features: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict]:
+    def sum_up(self, features: Mapping[str, Mapping[str, np.ndarray]], store: FeatureStore) -> dict[str, dict]:
         """Return name -> {value, low, high, n, real, reason, ...} from the features of all cases (case id -> arrays).
 
-        What an entry lacks is filled in: unit, direction, None.
+        What an entry lacks is filled in: unit, direction, None. `store` keeps what takes long.
         """
 
 
 Measure = CaseMeasure | SetMeasure
+
+
+def code_of(measure: Measure) -> list[str]:
+    """Return the digests of the files that a measure is computed by."""
+    return [_code_digest(module) for module in measure.code]
+
+
+@cache
+def _code_digest(module: str) -> str:
+    return file_digest(Path(find_spec(module).origin))

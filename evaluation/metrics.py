@@ -28,6 +28,7 @@ class Metric:
         source: where the definition is from.
         network: the pretrained network that the definition needs, if any.
         weights: key of the network's weights in `evaluation.weights`.
+        unavailable: why nobody can compute it, if so.
         verified: whether our value was seen to equal a published one (or the publisher's own code on the published
             weights); None where there is no network and identities decide.
     """
@@ -45,6 +46,7 @@ class Metric:
     network: str = ""
     weights: str = ""
     verified: bool | None = None
+    unavailable: str = ""
 
     @property
     def printed_unit(self) -> str:

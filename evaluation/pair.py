@@ -35,7 +35,8 @@ class CaseFiles:
         reference: the real volume.
         mask: VISTA3D ids on the generated volume's grid; None where no masks were given.
         frames: spacing and window of PNG frames.
-        prompt: what the volume was made from, if not in the provenance beside it.
+        prompt: the text that the volume is compared with; None where nobody says.
+        other_prompts: those of the other cases, for controls.
     """
 
     case_id: str
@@ -44,6 +45,7 @@ class CaseFiles:
     mask: Path | None = None
     frames: Frames | None = None
     prompt: str | None = None
+    other_prompts: tuple[str, ...] = ()
 
 
 class Pair:
@@ -101,6 +103,24 @@ class Pair:
     def real_frames(self) -> np.ndarray:
         """The real volume's window as grey levels on the protocol's grid: (D, H, W) uint8."""
         return along_z.grey(self.real, self.settings.window_hu)
+
+    def frames_at(self, spacing_mm: float | None, *, real: bool) -> np.ndarray:
+        """Return a side's grey levels (D, H, W) uint8 on the protocol's grid, or on isotropic voxels of so many mm."""
+        if spacing_mm is None:
+            return self.real_frames if real else self.made_frames
+        grid = self._reference.grid.at_spacing((spacing_mm,) * 3)
+        source = (self._reference.hu, self._reference.grid) if real else (self.own_made, self.own_grid)
+        return along_z.grey(on_grid(*source, grid), self.settings.window_hu)
+
+    @cached_property
+    def made_body(self) -> np.ndarray:
+        """Tissue of the generated body on the protocol's grid: (D, H, W) bool."""
+        return self.own_made_body if self.made is self.own_made else threshold.body(self.made, self.grid.spacing_mm)
+
+    @cached_property
+    def real_body(self) -> np.ndarray:
+        """Tissue of the real body on the protocol's grid: (D, H, W) bool."""
+        return self.own_real_body if self.real is self.own_real else threshold.body(self.real, self.grid.spacing_mm)
 
     @cached_property
     def made_labels(self) -> np.ndarray:
@@ -172,8 +192,8 @@ class Pair:
 
     @property
     def prompt(self) -> str | None:
-        """What the generated volume was made from, or None where nobody says."""
-        return self.files.prompt if self.files.prompt is not None else self.provenance.get("prompt")
+        """The text that the volume is compared with, or None where nobody says."""
+        return self.files.prompt
 
 
 def ceiling_hu(pair: Pair) -> np.ndarray:

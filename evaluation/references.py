@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.features.store import FeatureStore
 from evaluation.fidelity import bounding_box, diagonal_mm
 from evaluation.inputs import Frames, input_digest, read_any
-from evaluation.settings import Settings, segmenter
+from evaluation.settings import Settings
 from trace_lightning.anatomy import grid as grid_module
 from trace_lightning.anatomy import threshold
 from trace_lightning.anatomy.grid import Grid, resample
@@ -51,7 +52,8 @@ class References:
     def __init__(self, paths: Mapping[str, Path], settings: Settings, folder: Path, frames: Frames | None = None):
         self.paths, self.settings, self.folder, self.frames = paths, settings, Path(folder), frames
         self.digests = {case_id: input_digest(path) for case_id, path in paths.items()}
-        self.segment = segmenter(settings.segmenter)
+        self.segment = settings.segment
+        self.store = FeatureStore(self.folder)  # of what networks say of the volumes
 
     def without(self, case_ids: Iterable[str]) -> References:
         """Return the real volumes without some of them."""
@@ -87,7 +89,13 @@ class References:
             np.savez_compressed(file, labels=labels, body_diagonal_mm=diagonal)
 
     def _key(self, case_id: str) -> str:
-        made_by = [self.settings.segmenter, self.settings.spacing_mm, self.frames and asdict(self.frames), _code()]
+        made_by = [
+            self.settings.segmenter,
+            self.settings.segmenter_weights_digest,
+            self.settings.spacing_mm,
+            self.frames and asdict(self.frames),
+            _code(),
+        ]
         return digest([self.digests[case_id], *made_by])
 
 

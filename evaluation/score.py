@@ -20,11 +20,11 @@ from evaluation import inputs, pair
 from evaluation import references as references_module
 from evaluation.fidelity import MEASURES
 from evaluation.inputs import Frames, input_digest, matched, volumes_in
-from evaluation.measure import Measure, Resources
+from evaluation.measure import Measure, Resources, code_of
 from evaluation.pair import CaseFiles, Pair
 from evaluation.references import References
 from evaluation.report import write_report
-from evaluation.selection import Selection, code_of, select
+from evaluation.selection import Selection, select
 from evaluation.settings import Settings
 from evaluation.summary import summarise, write_csv, write_labels_csv
 from evaluation.workers import each
@@ -94,12 +94,13 @@ def score(
         out_dir: receives `per_case/`, `per_case.csv`, `per_label.csv`, `summary.json` and `report.md`.
         masks_dir: `<case_id>.nii.gz` with VISTA3D ids on the generated volume's grid; None: no measures against masks.
         settings: the protocol.
-        metrics: names of measures or of numbers; None for all.
+        metrics: names of groups of measures or of numbers; None for all.
         jobs: processes; changes no number.
         resources: weights and device of networks.
         frames: spacing and window of PNG frames.
-        prompts: case id -> prompt, where the provenance does not say.
-        cache_dir: keeps the segmentations of the real volumes; scorings may share it. None: below `out_dir`.
+        prompts: case id -> prompt; else the provenance of the generated volume says, else that of the real one.
+        cache_dir: keeps what is known of the real volumes (segmentations, features, numbers); scorings may share it.
+            None: below `out_dir`.
         progress: told (cases done, cases in all, note).
 
     Returns:
@@ -107,10 +108,13 @@ def score(
         volumes without a real one; `missing` real volumes without a generated one.
 
     Raises:
-        UserError: a folder is empty, no names match, or no case could be scored.
+        UserError: a folder is empty, no names match, weights are damaged, or no case could be scored.
     """
     settings = settings or Settings()
     selection = select(metrics, settings, resources or Resources())
+    for measure in selection.measures:
+        if measure.absent() is None:
+            measure.check()
     generated, real = volumes_in(generated_dir), volumes_in(reference_dir)
     masks = None if masks_dir is None else volumes_in(masks_dir)
     names = matched(generated, real)
@@ -130,8 +134,17 @@ def score(
         failed |= unreadable
         references = references.without(unreadable)
     scoring = Scoring(settings, selection, references, out_dir)
+    texts = {name: _prompt(name, prompts or {}, generated[name], real[name]) for name in names.both}
     cases = [
-        CaseFiles(name, generated[name], real[name], masks and masks[name], frames, prompts and prompts.get(name))
+        CaseFiles(
+            name,
+            generated[name],
+            real[name],
+            masks and masks[name],
+            frames,
+            texts[name],
+            tuple(text for other, text in texts.items() if other != name and text),
+        )
         for name in names.both
         if name not in failed
     ]
@@ -147,7 +160,7 @@ def score(
         raise UserError("; ".join(failed.values()))
 
     in_order = [records[name] for name in sorted(records)]
-    summary = summarise(in_order, settings, selection, scoring.features_path) | {
+    summary = summarise(in_order, settings, selection, scoring.features_path, references.store) | {
         "missing": list(names.missing),
         "unmatched": list(names.unmatched),
         "failed": dict(sorted(failed.items())),
@@ -198,7 +211,12 @@ def score_case(files: CaseFiles, scoring: Scoring, measures: Sequence[Measure]) 
             record["measures"] |= found.numbers
             record["reasons"] |= found.reasons
             record |= found.details
-        record["parts"][measure.name] = {"key": _part_key(measure, files), "names": names}
+        weights = measure.weights()
+        record["parts"][measure.name] = {
+            "key": _part_key(measure, files, weights),
+            "weights": weights,
+            "names": names,
+        }
     return record
 
 
@@ -214,19 +232,16 @@ def _record(files: CaseFiles, scoring: Scoring) -> dict:
     """Return the record of a case with all measures asked for, measuring what is not there yet."""
     path, key = scoring.record_path(files.case_id), _key(files, scoring)
     known = read_json(path) if path.exists() else {}
-    if known.get("key") != key:
+    if fresh := known.get("key") != key:
         known = {"key": key, "parts": {}, "measures": {}, "reasons": {}}
-    todo = [
-        measure
-        for measure in scoring.selection.measures
-        if measure.absent() is None and known["parts"].get(measure.name, {}).get("key") != _part_key(measure, files)
-    ]
-    if not todo:
-        return known
-    for measure in todo:
+    stale = [measure for measure in scoring.selection.measures if not _is_measured(measure, known, files, scoring)]
+    for measure in stale:
         for name in known["parts"].pop(measure.name, {}).get("names", ()):
             known["measures"].pop(name, None)
             known["reasons"].pop(name, None)
+    todo = [measure for measure in stale if measure.absent() is None]
+    if not (todo or fresh):
+        return known
     found = score_case(files, scoring, todo)
     for kind in ("parts", "measures", "reasons"):
         found[kind] = known[kind] | found[kind]
@@ -252,8 +267,33 @@ def _key(files: CaseFiles, scoring: Scoring) -> str:
     )
 
 
-def _part_key(measure: Measure, files: CaseFiles) -> str:
-    return digest([code_of(measure), measure.depends(files)])
+def _is_measured(measure: Measure, known: Mapping, files: CaseFiles, scoring: Scoring) -> bool:
+    """Tell whether a record holds a measure, by the weights that are there now; by any, where they have gone."""
+    part = known["parts"].get(measure.name)
+    if part is None or (
+        hasattr(measure, "features") and not scoring.features_path(files.case_id, measure.name).is_file()
+    ):
+        return False
+    weights = part.get("weights") if measure.absent() else measure.weights()
+    return part["key"] == _part_key(measure, files, weights)
+
+
+def _part_key(measure: Measure, files: CaseFiles, weights: str | None) -> str:
+    return digest([code_of(measure), measure.depends(files), weights])
+
+
+def _prompt(case_id: str, given: Mapping[str, str], generated: Path, real: Path) -> str | None:
+    """Return the text of a case, or None; a provenance that cannot be read is said when the case is scored."""
+    if text := given.get(case_id):
+        return text
+    for path in (provenance_path(generated), provenance_path(real)):
+        try:
+            said = read_json(path) if path.exists() else {}
+        except UserError:
+            continue
+        if isinstance(said, dict) and said.get("prompt"):
+            return str(said["prompt"])
+    return None
 
 
 @cache

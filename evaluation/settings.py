@@ -8,70 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from evaluation import along_z
+from evaluation.views import ClipRule, SliceRule, Views
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.anatomy.labels import group_ids
+from trace_lightning.artifacts import file_digest
 from trace_lightning.errors import UserError
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 DEFAULT = "trace"
-
-
-@dataclass(frozen=True)
-class SliceRule:
-    """Which images stand for a volume in distances between sets of images (FID, KID).
-
-    Attributes:
-        extractor: network whose features are compared.
-        planes: axial, coronal, sagittal; a distance is the mean over planes.
-        spacing_mm: isotropic, over the whole volume; None: the protocol's grid.
-        size: voxels that each axis is cropped or padded to, about the centre; None: as it is.
-        every: slices from one image to the next.
-        max_volumes: the first of a folder, by name; None: all.
-        intensity: `window` maps the window to grey levels, `batch` what a batch of images holds.
-    """
-
-    extractor: str = "inception_2015"
-    planes: tuple[str, ...] = ("axial",)
-    spacing_mm: float | None = None
-    size: int | None = None
-    every: int = 1
-    max_volumes: int | None = None
-    intensity: Literal["window", "batch"] = "window"
-
-
-@dataclass(frozen=True)
-class ClipRule:
-    """Which runs of slices stand for a volume in distances between sets of videos (FVD).
-
-    Attributes:
-        extractor: network whose features are compared.
-        frames: slices of a clip.
-        step: slices from one frame to the next.
-        generated: where the clips of generated volumes lie: `tiled` over the whole z range, one at `random`, or the
-            `first`.
-        reference: the same of real volumes.
-        max_clips: None for all.
-        window_hu: if not that of the protocol.
-        shape: (D, H, W) that a volume is squeezed to, whatever its spacing; None: as it is.
-        chunk: a Frechet distance for each so many pairs of volumes, then their mean; None: one distance of all. With
-            chunks of 4 a covariance has rank 3 at most: a defect of the vlm3d challenge.
-    """
-
-    extractor: str = "i3d_kinetics400"
-    frames: int = 16
-    step: int = 1
-    generated: Literal["tiled", "random", "first"] = "tiled"
-    reference: Literal["tiled", "random", "first"] = "tiled"
-    max_clips: int | None = None
-    window_hu: tuple[float, float] | None = None
-    shape: tuple[int, int, int] | None = None
-    chunk: int | None = None
+SEGMENTERS = ("threshold", "vista3d")
+Segmenter = Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -79,13 +32,11 @@ class TextRule:
     """How a volume is set against its prompt.
 
     Attributes:
-        extractor: network of image and text.
-        slices: so many, evenly spaced, are each set against the prompt; None: the whole volume at once.
-        pad_before_scaling: pad with -1 while values are still HU, so that the padding is water instead of air: a defect
-            of the vlm3d challenge.
+        slices: so many, evenly spaced, are each set against the prompt; None: all.
+        pad_before_scaling: pad CT-CLIP's volumes with -1 while values are still HU, so that the padding is water
+            instead of air: a defect of the vlm3d challenge.
     """
 
-    extractor: str = "clip_vitl14"
     slices: int | None = 16
     pad_before_scaling: bool = False
 
@@ -97,6 +48,7 @@ class Settings:
     Attributes:
         name: of the protocol.
         segmenter: how generated and real volumes are segmented; `threshold` needs no weights.
+        segmenter_weights: of `vista3d`: a path, or `hub`.
         groups: groups of VISTA3D classes that are judged.
         average: whether the headline (`dice`, `jaccard`, `hd95_mm`) is the mean over groups or over classes.
         spurious: what a class is that only the generated volume has: left out of the means and counted (`exclude`),
@@ -112,6 +64,7 @@ class Settings:
 
     name: str = DEFAULT
     segmenter: str = "threshold"
+    segmenter_weights: str = ""
     groups: tuple[str, ...] = ("lung", "bone")
     average: Literal["groups", "classes"] = "groups"
     spurious: Literal["exclude", "penalise"] = "exclude"
@@ -124,7 +77,7 @@ class Settings:
     mask_source: str | None = None
 
     def __post_init__(self) -> None:
-        segmenter(self.segmenter)
+        _check_segmenter(self)
         object.__setattr__(self, "groups", tuple(self.groups))
         object.__setattr__(self, "window_hu", tuple(map(float, self.window_hu)))
         for group in self.groups:
@@ -141,6 +94,24 @@ class Settings:
         if self.bootstrap_samples < 0:
             raise UserError(f"bootstrap_samples: {self.bootstrap_samples}; it is 0 (no intervals) or more")
 
+    def views(self) -> Views:
+        """Return how volumes are cut for distances between sets."""
+        return Views(self.slices, self.clips)
+
+    def segment(self, volume_hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+        """Return the uint8 VISTA3D ids of a volume (D, H, W) in HU, by the protocol's segmenter."""
+        return _segmenter(self.segmenter, self.segmenter_weights)(volume_hu, spacing_mm)
+
+    @property
+    def segmenter_weights_digest(self) -> str | None:
+        """Identify the segmenter's weights: by content where they are a file; None where it needs none."""
+        path = Path(self.segmenter_weights)
+        if self.segmenter == "threshold":
+            return None
+        if not path.is_file():
+            return self.segmenter_weights
+        return _weights_digest(path, path.stat().st_size, path.stat().st_mtime_ns)
+
     def group_ids(self) -> dict[str, tuple[int, ...]]:
         """Return the ids of each group."""
         return {group: group_ids(group) for group in self.groups}
@@ -149,6 +120,7 @@ class Settings:
         """Return everything that decides what numbers mean, JSON-ready; scores of two protocols are not compared."""
         settings = _plain(asdict(self))
         del settings["bootstrap_samples"]
+        settings["segmenter_weights"] = self.segmenter_weights_digest
         return settings | {
             "hd95": "max of the two directed 95th percentiles between 6-neighbour surfaces, mm",
             "missed": "dice 0, jaccard 0, hd95 the diagonal of the box around the real volume's body; in a mean no "
@@ -229,11 +201,32 @@ def _read_keys(path: Path) -> dict[str, Any]:
     return keys
 
 
-def segmenter(name: str) -> Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]:
-    """Return the segmenter of a name: (hu, spacing_mm) -> uint8 VISTA3D ids."""
+def _check_segmenter(settings: Settings) -> None:
+    if settings.segmenter not in SEGMENTERS:
+        raise UserError(f"segmenter: {settings.segmenter!r} is not known; there is {', '.join(SEGMENTERS)}")
+    if settings.segmenter == "vista3d" and not settings.segmenter_weights:
+        raise UserError("segmenter_weights: vista3d needs its weights, as a path or as hub (--segmenter-weights)")
+
+
+def _device() -> str:
+    """Return what segmenting runs on: labels are the same but for ties."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@cache
+def _segmenter(name: str, weights: str) -> Segmenter:
+    """Return the segmenter of a name; a process keeps it, and with it the network."""
+    if name == "vista3d":
+        from trace_lightning.anatomy.vista3d import Vista3D
+
+        return Vista3D.load(weights, _device())
     from trace_lightning.anatomy import threshold
 
-    known = {"threshold": threshold.segment}
-    if name not in known:
-        raise UserError(f"segmenter: {name!r} is not known; there is {', '.join(known)}")
-    return known[name]
+    return threshold.segment
+
+
+@cache
+def _weights_digest(path: Path, size: int, modified_ns: int) -> str:
+    return file_digest(path)

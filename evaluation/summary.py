@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.features.store import FeatureStore
 from evaluation.fidelity import MEASURES
 from evaluation.measure import SetMeasure
 from evaluation.metrics import metric, network_metrics
@@ -22,7 +23,9 @@ LABEL_COLUMNS = ("label", "name", *MEASURES, "state", "shared", "generated", "re
 Features = Callable[[str, str], Path]  # (case id, measure) -> file of features
 
 
-def summarise(records: Sequence[Mapping], settings: Settings, selection: Selection, features: Features) -> dict:
+def summarise(
+    records: Sequence[Mapping], settings: Settings, selection: Selection, features: Features, store: FeatureStore
+) -> dict:
     """Return what all cases say together, JSON-ready.
 
     Args:
@@ -30,6 +33,7 @@ def summarise(records: Sequence[Mapping], settings: Settings, selection: Selecti
         settings: the protocol.
         selection: the measures, and the numbers that are reported.
         features: where the features of a case lie.
+        store: keeps distances between sets.
 
     Raises:
         UserError: the volumes were made from different inputs.
@@ -51,14 +55,14 @@ def summarise(records: Sequence[Mapping], settings: Settings, selection: Selecti
         "classes": class_means(records),
         "metrics": {
             name: entry
-            for name, entry in _entries(records, settings, selection, features).items()
+            for name, entry in _entries(records, settings, selection, features, store).items()
             if selection.wants(name)
         },
     }
 
 
 def _entries(
-    records: Sequence[Mapping], settings: Settings, selection: Selection, features: Features
+    records: Sequence[Mapping], settings: Settings, selection: Selection, features: Features, store: FeatureStore
 ) -> dict[str, dict]:
     """Return what is said of each number: of volumes, of the whole set, and of those that are not there."""
     chosen = {measure.name: measure for measure in selection.measures}
@@ -72,21 +76,26 @@ def _entries(
     )
     entries = {name: summed_up(name, records, settings.bootstrap_samples) for name in names}
     for measure in chosen.values():
-        if reason := measure.absent():
+        # What was measured while the weights were there stays when they have gone.
+        measured = [measure.name in record["parts"] for record in records]
+        if (reason := measure.absent()) and not (all(measured) if hasattr(measure, "features") else any(measured)):
             entries |= {name: _missing(name, reason) for name in measure.provides()}
         elif hasattr(measure, "features"):
-            entries |= _of_the_set(measure, records, features)
+            entries |= _of_the_set(measure, records, features, store)
     for spec in network_metrics():
-        entries.setdefault(spec.name, _missing(spec.name, f"needs {spec.network}, which this scoring did not compute"))
+        reason = spec.unavailable or f"needs {spec.network}, which this scoring did not compute"
+        entries.setdefault(spec.name, _missing(spec.name, reason))
     return entries
 
 
-def _of_the_set(measure: SetMeasure, records: Sequence[Mapping], features: Features) -> dict[str, dict]:
+def _of_the_set(
+    measure: SetMeasure, records: Sequence[Mapping], features: Features, store: FeatureStore
+) -> dict[str, dict]:
     of_cases = {}
     for record in records:
         with np.load(features(record["case_id"], measure.name)) as stored:
             of_cases[record["case_id"]] = dict(stored)
-    found = measure.sum_up(of_cases)
+    found = measure.sum_up(of_cases, store)
     return {name: _missing(name, entry.get("reason")) | {"statistic": "set"} | entry for name, entry in found.items()}
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from trace_lightning.artifacts import atomic_path
+from trace_lightning.artifacts import atomic_path, file_digest
 from trace_lightning.errors import UserError
 
 VARIABLE = "TRACE_WEIGHTS"
@@ -217,6 +218,28 @@ def check(path: Path, file: File) -> None:
         found = hashlib.file_digest(stream, algorithm).hexdigest()
     if not found.startswith(wanted):
         raise UserError(f"{path}: {algorithm} is {found[: len(wanted)]}..., its publisher's {wanted}; fetch it again")
+
+
+def check_found(name: str, path: Path) -> None:
+    """Compare a file that `find` gave with the checksum of the form that it is in.
+
+    Raises:
+        UserError: it differs.
+    """
+    for file in WEIGHTS[name].files:
+        if path.match(file.path):
+            check(path, file)
+
+
+@cache
+def _digest(path: Path, size: int, modified_ns: int) -> str:
+    return file_digest(path)
+
+
+def identity(name: str, below: Path) -> str | None:
+    """Identify the file of some weights by its content, or return None where there is none; read once a process."""
+    path = find(name, below)
+    return None if path is None else _digest(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 def fetch(name: str, below: Path, progress=lambda done, total, note="": None) -> Path:

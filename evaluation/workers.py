@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -43,7 +45,8 @@ def each(
         progress(len(items), len(items), "")
         return
     context = multiprocessing.get_context("spawn")  # a forked process may hang on the locks of threads it did not get
-    pool = ProcessPoolExecutor(min(jobs, len(items)), context, _receive, (work, shared))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(min(jobs, len(items)), context, _receive, (work, shared, threads))
     try:
         futures = {pool.submit(_do, item): item for item in items}
         progress(0, len(items), "")
@@ -58,7 +61,10 @@ def each(
         pool.shutdown(cancel_futures=True)
 
 
-def _receive(work: Callable[[Item, Any], Result], shared: Any) -> None:
+def _receive(work: Callable[[Item, Any], Result], shared: Any, threads: int) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torch would take all cores in every process
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     _given[:] = [work, shared]
 
 

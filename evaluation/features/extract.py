@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation import distances, frechet, resampling, uncertainty, weights
-from evaluation.distances import Distance, Features, Floor, SetMetric, real_floor, set_distance
+from evaluation.distances import Distance, Floor, SetMetric, real_floor, set_distance
 from evaluation.features.extractors import EXTRACTORS, Extractor
 from evaluation.features.store import FeatureStore, contents, feature_key
-from evaluation.views import Views
+from evaluation.views import CLIPS, Views
 from trace_lightning.artifacts import file_digest
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ class Backbone:
     @cached_property
     def network(self) -> Network:
         """The network, its weights checked against their published checksum."""
-        for file in weights.WEIGHTS[self.extractor.weights].files:
-            if self.path.match(file.path):
-                weights.check(self.path, file)
+        weights.check_found(self.extractor.weights, self.path)
         return self.extractor.load(self.path, self.device)
 
 
@@ -59,7 +57,6 @@ class Extraction:
         views: how the protocol cuts volumes.
         weights_dir: where weights lie.
         store: keeps features.
-        grid: JSON-ready, the protocol's grid and window, part of what features depend on.
         device: where networks run.
         seed: of random clips.
 
@@ -74,11 +71,10 @@ class Extraction:
         weights_dir: Path,
         store: FeatureStore,
         *,
-        grid: object = None,
         device: str = "cpu",
         seed: int = 0,
     ):
-        self.views, self.store, self.grid, self.seed = views, store, grid, seed
+        self.views, self.store, self.seed = views, store, seed
         self.backbones: dict[str, Backbone] = {}
         self.reasons: dict[str, str] = {}
         self.cuts: dict[Cut, None] = {}  # an ordered set
@@ -93,33 +89,40 @@ class Extraction:
         self.metrics = [metric for metric in metrics if metric.name not in self.reasons]
 
     def case(
-        self, case_id: str, volume_digest: str, read: Callable[[], np.ndarray], *, real: bool
+        self,
+        case_id: str,
+        volume_digest: str,
+        read: Callable[[float | None], np.ndarray],
+        *,
+        real: bool,
+        grid: object = None,
     ) -> dict[Cut, np.ndarray]:
         """Return the features of a volume, (n, d) float32 for each cut.
 
         Args:
             case_id: decides a random clip, together with the seed.
             volume_digest: of the volume's file.
-            read: gives the volume, (T, H, W) uint8 canonical; called only where features are not on disk.
+            read: gives the volume, (T, H, W) uint8 canonical, on the protocol's grid (None) or on voxels of so many mm;
+                called only where features are not on disk.
             real: whether it is a real one: clips of generated and of real volumes may be cut differently.
+            grid: JSON-ready, the protocol's grid and window, part of what features depend on.
 
         Raises:
             UserError: weights are damaged or not the network's.
         """
-        volume: list[np.ndarray] = []
+        volumes: dict[float | None, np.ndarray] = {}
 
         def compute(name: str, cut: str) -> np.ndarray:
-            if not volume:
-                volume.append(read())
-            if cut == "clips":
-                images = self.views.clips(volume[0], case_id, real=real, seed=self.seed)
-            else:
-                images = self.views.slices(volume[0], cut)
+            spacing_mm = self.views.spacing_mm(cut)
+            if spacing_mm not in volumes:
+                volumes[spacing_mm] = read(spacing_mm)
+            images = self.views.images(volumes[spacing_mm], cut, case_id, real=real, seed=self.seed)
             return self.backbones[name].network(images)
 
         return {
             (name, cut): self.store.features(
-                self._key(name, cut, case_id, volume_digest, real), lambda name=name, cut=cut: compute(name, cut)
+                self._key(name, cut, case_id, volume_digest, real, grid),
+                lambda name=name, cut=cut: compute(name, cut),
             )
             for name, cut in self.cuts
         }
@@ -140,45 +143,69 @@ class Extraction:
             samples: of the bootstrap.
             splits: for the floor.
         """
-        sides = [self._first(side) for side in (generated, reference)]
         found = {name: Distance(reason=reason) for name, reason in self.reasons.items()}
         for metric in self.metrics:
-            a, b = (
-                [{case: cuts[metric.extractor, cut] for case, cuts in side.items()} for cut in metric.cuts(self.views)]
-                for side in sides
+            found[metric.name] = known_distance(
+                metric, self.views, self.store, generated, reference, samples=samples, splits=splits, seed=self.seed
             )
-            found[metric.name] = self._distance(metric.kind, a, b, samples, splits)
         return found
 
-    def _distance(
-        self, kind: str, generated: Sequence[Features], reference: Sequence[Features], samples: int, splits: int
-    ) -> Distance:
-        """Return a distance, or what is known of it from an earlier run; so with the floor, which methods share."""
-        options = {"splits": splits, "ddof": self.views.ddof, "seed": self.seed}
-        key = options | {"kind": kind, "code": _code(), "reference": [contents(view) for view in reference]}
+    def _key(
+        self, name: str, cut: str, case_id: str, volume_digest: str, real: bool, grid: object
+    ) -> dict[str, object]:
+        described = self.views.described(cut, case_id, real=real, seed=self.seed)
+        on = [grid, self.views.spacing_mm(cut)]
+        return feature_key(volume_digest, name, self.backbones[name].digest, described, on)
 
-        def floor() -> dict:
-            known = real_floor(kind, reference, **options)
-            return {"floor": known and asdict(known)}
 
-        def compute() -> dict:
-            known = self.store.record("floors", key, floor)["floor"]
-            given = {"samples": samples, "floor": known and Floor(**known), **options}
-            return set_distance(kind, generated, reference, **given).to_json()
+def known_distance(
+    metric: SetMetric,
+    views: Views,
+    store: FeatureStore,
+    generated: Mapping[str, Mapping[Cut, np.ndarray]],
+    reference: Mapping[str, Mapping[Cut, np.ndarray]],
+    *,
+    samples: int = 200,
+    splits: int = 10,
+    seed: int = 0,
+) -> Distance:
+    """Return a distance, or what is known of it from an earlier run; so with the floor, which methods share.
 
-        both = key | {"generated": [contents(view) for view in generated], "samples": samples}
-        return Distance.from_json(self.store.record("distances", both, compute))
+    Args:
+        metric: which.
+        views: how the protocol cuts volumes.
+        store: keeps distances and floors.
+        generated: case id -> what `Extraction.case` gave.
+        reference: likewise, of the real volumes.
+        samples: of the bootstrap.
+        splits: for the floor.
+        seed: of all that is random.
+    """
+    cuts = metric.cuts(views)
+    rule = views.rule(cuts[0])
+    if metric.cut == "planes" and len(cuts) < 2:
+        return Distance(reason="the protocol has one plane only; see the distance on slices")
+    a, b = (
+        [{case: side[case][metric.extractor, cut] for case in sorted(side)[: rule.max_volumes]} for cut in cuts]
+        for side in (generated, reference)
+    )
+    options = {"splits": splits, "ddof": rule.ddof, "seed": seed}
+    chunk = views.clips.chunk if metric.cut == CLIPS else None
+    key = options | {"kind": metric.kind, "code": _code(), "reference": [contents(view) for view in b]}
 
-    def _first(self, side: Mapping[str, Mapping]) -> dict[str, Mapping]:
-        return {case: side[case] for case in sorted(side)[: self.views.volumes]}
+    def floor() -> dict:
+        found = real_floor(metric.kind, b, **options)
+        return {"floor": found and asdict(found)}
 
-    def _key(self, name: str, cut: str, case_id: str, volume_digest: str, real: bool) -> dict[str, object]:
-        view = self.views.to_json()
-        rule = view["reference_clips" if real else "generated_clips"]
-        random = cut == "clips" and rule["starts"] == "random"
-        seen = rule if cut == "clips" else view["planes"][cut]
-        described = {"cut": seen, "cube": view["cube"], "start": [case_id, self.seed] if random else None}
-        return feature_key(volume_digest, name, self.backbones[name].digest, described, self.grid)
+    def compute() -> dict:
+        if chunk is not None:
+            return set_distance(metric.kind, a, b, chunk=chunk, ddof=rule.ddof).to_json()
+        known = store.record("floors", key, floor)["floor"]
+        given = {"samples": samples, "floor": known and Floor(**known), **options}
+        return set_distance(metric.kind, a, b, **given).to_json()
+
+    both = key | {"generated": [contents(view) for view in a], "samples": samples, "chunk": chunk}
+    return Distance.from_json(store.record("distances", both, compute))
 
 
 @cache

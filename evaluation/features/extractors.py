@@ -27,6 +27,7 @@ class Extractor:
         module: of `evaluation.features`, whose `load(path)` reads the weights.
         batch: inputs at a time on a CPU; ten times as many on a GPU.
         source: where the network and its use for distances are described.
+        package: optional package that it needs, as it is imported; empty for none.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Extractor:
     module: str
     batch: int
     source: str
+    package: str = ""
 
     def load(self, path: Path, device: str | torch.device = "cpu") -> Network:
         """Read the weights and put the network on a device.
@@ -65,6 +67,7 @@ EXTRACTORS = {
             "inception",
             8,
             "Heusel et al. 2017, arXiv 1706.08500; torch-fidelity's port",
+            "torch_fidelity",
         ),
         Extractor(
             "i3d_kinetics400",

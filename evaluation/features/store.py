@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,15 +20,15 @@ log = logging.getLogger(__name__)
 Key = Mapping[str, object]
 
 
+@dataclass(frozen=True)
 class FeatureStore:
     """A folder of features that may be deleted at any time.
 
-    Args:
+    Attributes:
         folder: made on the first write. Processes may share it: files appear whole or not at all.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
+    folder: Path
 
     def features(self, key: Key, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """Return the features (n, d) float32 that a key stands for, computed if they are not there.

@@ -36,6 +36,7 @@ class Dimension:
         least_frames: fewer slices are a ValueError.
         per_slice: VBench, run as one process, averages over all slices of all videos (`consistency.pooled`), not over
             videos.
+        code: modules besides its entry's whose change changes its measures.
         verified: against which published values it was checked; empty where only on random weights.
     """
 
@@ -52,6 +53,7 @@ class Dimension:
     least_frames: int = 1
     per_slice: bool = False
     verified: str = ""
+    code: tuple[str, ...] = ()
 
     @property
     def higher_is_better(self) -> bool:
@@ -75,32 +77,37 @@ class Dimension:
             return why_absent(self.weights, below)
         return None
 
-    def load(self, path: Path | None = None, device: str = "cpu") -> Scorer:
+    def load(self, path: Path | None = None, device: str = "cpu", **options: object) -> Scorer:
         """Return its scorer, the network in memory.
 
         Args:
             path: file of the weights, as `evaluation.weights.find` gives it.
             device: torch's name.
+            **options: of its entry, as `slices` of the CLIP score.
 
         Raises:
             UserError: not the weights that it should be.
         """
         module, _, function = self.entry.partition(":")
         make: Callable = getattr(import_module(module), function)
-        return make(path, device) if self.weights else make()
+        return make(path, device, **options) if self.weights else make(**options)
 
 
-def _consistency(name: str, function: str, network: str, weights: str) -> Dimension:
+def _consistency(name: str, function: str, network: str, weights: str, *code: str) -> Dimension:
     companions = (f"{name}_previous", f"{name}_first", f"{name}_pairs")
     entry = f"evaluation.vbench.consistency:{function}"
-    return Dimension(name, entry, network, weights=weights, companions=companions, least_frames=2, per_slice=True)
+    return Dimension(
+        name, entry, network, weights=weights, companions=companions, least_frames=2, per_slice=True, code=code
+    )
 
 
+CLIP = "evaluation.openai_clip"
+STEPS = "evaluation.vbench.flickering"  # what the measures inside the body share
 DIMENSIONS = {
     dimension.name: dimension
     for dimension in (
         _consistency("subject_consistency", "load_subject", "DINO ViT-B/16", "dino_vitb16"),
-        _consistency("background_consistency", "load_background", "CLIP ViT-B/32 (OpenAI)", "clip_vitb32"),
+        _consistency("background_consistency", "load_background", "CLIP ViT-B/32 (OpenAI)", "clip_vitb32", CLIP),
         Dimension(
             "temporal_flickering",
             "evaluation.vbench.flickering:load",
@@ -116,6 +123,7 @@ DIMENSIONS = {
             weights="amt_s",
             companions=("body_smoothness",),
             least_frames=3,
+            code=("evaluation.vbench.amt", "evaluation.vbench.smoothness", STEPS),
         ),
         Dimension(
             "linear_smoothness",
@@ -124,6 +132,7 @@ DIMENSIONS = {
             source="VBench's motion smoothness with another interpolator",
             companions=("body_linear_smoothness",),
             least_frames=3,
+            code=(STEPS,),
             verified="needs no weights: values worked out by hand",
         ),
         Dimension(
@@ -142,6 +151,7 @@ DIMENSIONS = {
             range=(-1.0, 1.0),
             companions=("overall_consistency_shuffled",),
             needs_prompt=True,
+            code=("evaluation.vbench.viclip", CLIP),
         ),
     )
 }

@@ -14,7 +14,7 @@ from evaluation.features.extractors import EXTRACTORS
 from evaluation.floor import floor_curve, plot_floor
 from evaluation.frechet import frechet_distance, kernel_distance
 from evaluation.resampling import FrechetResampler, KernelResampler
-from evaluation.views import VIEWS
+from evaluation.settings import protocol_names, read_protocol
 
 
 def volumes(count, slices=12, d=30, seed=0, shift=0.0, alike=0.5, dtype=np.float32):
@@ -224,6 +224,20 @@ def test_floor_curves_that_do_not_fit():
     assert [p.volumes for p in floor_curve(volumes(6, slices=1))] == [2, 3]
 
 
+def test_chunks_by_hand():
+    """One feature a sample: the distance is (difference of means)^2 + (difference of deviations)^2."""
+    made = {f"{i}": np.array([[value], [value + 2.0]]) for i, value in enumerate((0.0, 0.0, 10.0, 10.0, 5.0))}
+    real = {f"{i}": np.array([[value], [value + 2.0]]) for i, value in enumerate((1.0, 1.0, 10.0, 10.0, 8.0))}
+    found = set_distance("frechet", [made], [real], chunk=2)
+    assert found.value == pytest.approx((1 + 0 + 9) / 3)
+    assert (found.n_generated, found.low, found.floor) == (10, None, None)
+    assert "3 chunks of at most 2 pairs" in found.warnings[0]
+    assert set_distance("frechet", [made], [real]).value != pytest.approx(found.value)
+    single = {name: view[:1] for name, view in made.items()}
+    assert set_distance("frechet", [single], [single], chunk=2).warnings[0].startswith("mean over 2 chunks")
+    assert "no chunk of 1" in set_distance("frechet", [single], [single], chunk=1).reason
+
+
 def test_floor_is_drawn(tmp_path):
     plot_floor({"phantom": floor_curve(volumes(8))}, tmp_path / "floor.png", ylabel="FVD", d=30, values={"ours": 3.0})
     assert (tmp_path / "floor.png").read_bytes().startswith(b"\x89PNG")
@@ -233,10 +247,10 @@ def test_table_of_metrics():
     for metric in SET_METRICS.values():
         extractor = EXTRACTORS[metric.extractor]
         assert (metric.cut == "clips") == (extractor.inputs == "clips")
-        for views in VIEWS.values():
-            assert metric.cuts(views)
-    assert SET_METRICS["fid_2p5d"].cuts(VIEWS["vlm3d"]) == ("xy", "yz", "zx")
-    assert SET_METRICS["fid"].cuts(VIEWS["trace"]) == ("axial",)
+        for name in protocol_names():
+            assert metric.cuts(read_protocol(name).views())
+    assert SET_METRICS["fid_2p5d"].cuts(read_protocol("vlm3d").views()) == ("SRA", "RAS", "ARS")
+    assert SET_METRICS["fid"].cuts(read_protocol("trace").views()) == ("SPL",)
 
 
 @pytest.mark.slow

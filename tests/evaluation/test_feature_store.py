@@ -9,7 +9,7 @@ from test_features import alexnet_file, given, i3d_file
 from evaluation.distances import SET_METRICS
 from evaluation.features.extract import Extraction
 from evaluation.features.store import FeatureStore, contents, feature_key
-from evaluation.views import VIEWS
+from evaluation.settings import read_protocol
 from trace_lightning.errors import UserError
 
 KEY = feature_key("volume", "alexnet", "weights", {"cut": "SPL"}, {"spacing_mm": 1.5})
@@ -104,6 +104,7 @@ def volume(seed, depth=20):
     return np.random.default_rng(seed).integers(0, 256, (depth, 24, 24), dtype=np.uint8)
 
 
+TRACE, STYLEGAN_V = (read_protocol(name).views() for name in ("trace", "stylegan_v"))
 METRICS = [SET_METRICS[name] for name in ("fid", "fd_alexnet_2p5d", "kd_alexnet", "fvd_i3d")]
 
 
@@ -114,26 +115,26 @@ def unchecked(monkeypatch):
 
 
 def test_from_volumes_to_distances(tmp_path, weights_dir, unchecked):
-    extraction = Extraction(METRICS, VIEWS["trace"], weights_dir, FeatureStore(tmp_path))
+    extraction = Extraction(METRICS, TRACE, weights_dir, FeatureStore(tmp_path))
     assert list(extraction.cuts) == [
-        ("alexnet", "axial"),
-        ("alexnet", "coronal"),
-        ("alexnet", "sagittal"),
+        ("alexnet", "SPL"),
+        ("alexnet", "PIL"),
+        ("alexnet", "LIP"),
         ("i3d_kinetics400", "clips"),
     ]
     made, real = (
         {
             f"case_{i}": extraction.case(
-                f"case_{i}", f"{side}{i}", lambda i=i, side=side: volume(10 * side + i), real=bool(side)
+                f"case_{i}", f"{side}{i}", lambda _, i=i, side=side: volume(10 * side + i), real=bool(side)
             )
             for i in range(2)
         }
         for side in (0, 1)
     )
     assert {cut: found.shape for cut, found in made["case_0"].items()} == {
-        ("alexnet", "axial"): (20, 256),
-        ("alexnet", "coronal"): (24, 256),
-        ("alexnet", "sagittal"): (24, 256),
+        ("alexnet", "SPL"): (20, 256),
+        ("alexnet", "PIL"): (24, 256),
+        ("alexnet", "LIP"): (24, 256),
         ("i3d_kinetics400", "clips"): (2, 400),
     }
     found = extraction.distances(made, real, samples=5)
@@ -145,11 +146,11 @@ def test_from_volumes_to_distances(tmp_path, weights_dir, unchecked):
 
 
 def test_a_known_distance_and_a_known_floor_are_not_computed_again(tmp_path, weights_dir, unchecked, monkeypatch):
-    extraction = Extraction([SET_METRICS["fd_alexnet"]], VIEWS["trace"], weights_dir, FeatureStore(tmp_path))
+    extraction = Extraction([SET_METRICS["fd_alexnet"]], TRACE, weights_dir, FeatureStore(tmp_path))
 
     def side(seed):
         rng = np.random.default_rng(seed)
-        return {f"case_{i}": {("alexnet", "axial"): rng.normal(size=(9, 256))} for i in range(4)}
+        return {f"case_{i}": {("alexnet", "SPL"): rng.normal(size=(9, 256))} for i in range(4)}
 
     first = extraction.distances(side(1), side(0), samples=5)["fd_alexnet"]
     assert first.floor.volumes == 2
@@ -162,20 +163,20 @@ def test_a_known_distance_and_a_known_floor_are_not_computed_again(tmp_path, wei
 
 def test_a_second_run_reads_neither_volumes_nor_weights(tmp_path, weights_dir, unchecked, monkeypatch):
     def run(read):
-        extraction = Extraction(METRICS, VIEWS["stylegan_v"], weights_dir, FeatureStore(tmp_path))
+        extraction = Extraction(METRICS, STYLEGAN_V, weights_dir, FeatureStore(tmp_path))
         return extraction.case("case", "digest", read, real=True)
 
-    first = run(lambda: volume(0))
+    first = run(lambda _: volume(0))
     monkeypatch.setattr("evaluation.features.extractors.Extractor.load", lambda *_: pytest.fail("weights were read"))
-    second = run(lambda: pytest.fail("the volume was read"))
+    second = run(lambda _: pytest.fail("the volume was read"))
     assert all(np.array_equal(first[cut], second[cut]) for cut in first)
 
 
 def test_random_clips_are_keyed_by_case_and_seed(tmp_path, weights_dir, unchecked):
     def clips(case_id, seed, real):
         metrics = [SET_METRICS["fvd_i3d"]]
-        extraction = Extraction(metrics, VIEWS["stylegan_v"], weights_dir, FeatureStore(tmp_path), seed=seed)
-        return extraction._key("i3d_kinetics400", "clips", case_id, "digest", real)
+        extraction = Extraction(metrics, STYLEGAN_V, weights_dir, FeatureStore(tmp_path), seed=seed)
+        return extraction._key("i3d_kinetics400", "clips", case_id, "digest", real, None)
 
     assert clips("a", 0, True) != clips("b", 0, True)
     assert clips("a", 0, True) != clips("a", 1, True)
@@ -185,18 +186,16 @@ def test_random_clips_are_keyed_by_case_and_seed(tmp_path, weights_dir, unchecke
 def test_only_so_many_volumes_enter_as_a_protocol_says(tmp_path, weights_dir, unchecked):
     from dataclasses import replace
 
-    views = replace(VIEWS["trace"], volumes=2)
+    views = replace(TRACE, slices=replace(TRACE.slices, max_volumes=2))
     extraction = Extraction([SET_METRICS["fd_alexnet"]], views, weights_dir, FeatureStore(tmp_path))
-    side = {
-        name: {("alexnet", "axial"): np.random.default_rng(i).normal(size=(5, 256))} for i, name in enumerate("cab")
-    }
+    side = {name: {("alexnet", "SPL"): np.random.default_rng(i).normal(size=(5, 256))} for i, name in enumerate("cab")}
     assert extraction.distances(side, side, samples=0)["fd_alexnet"].volumes_reference == 2
 
 
 def test_weights_with_a_wrong_checksum_are_named(tmp_path, weights_dir):
-    extraction = Extraction([SET_METRICS["fd_alexnet"]], VIEWS["trace"], weights_dir, FeatureStore(tmp_path))
+    extraction = Extraction([SET_METRICS["fd_alexnet"]], TRACE, weights_dir, FeatureStore(tmp_path))
     with pytest.raises(UserError, match=r"alexnet-owt.*sha256 is .* its publisher's 7be5be79"):
-        extraction.case("case", "digest", lambda: volume(0), real=True)
+        extraction.case("case", "digest", lambda _: volume(0), real=True)
 
 
 @pytest.mark.weights
@@ -257,13 +256,13 @@ def test_blur_moves_the_distance_and_fresh_volumes_do_not(tmp_path):
 
     given("alexnet")
     metrics = [SET_METRICS["fd_alexnet"], SET_METRICS["kd_alexnet"]]
-    extraction = Extraction(metrics, VIEWS["trace"], given("alexnet").parents[1], FeatureStore(tmp_path))
+    extraction = Extraction(metrics, TRACE, given("alexnet").parents[1], FeatureStore(tmp_path))
 
     def features(seeds, sigma=0.0):
         found = {}
         for seed in seeds:
             hu = ndimage.gaussian_filter(chest(seed)[0].hu, (0, sigma, sigma))
-            found[f"{seed}"] = extraction.case(f"{seed}", f"{seed} {sigma}", lambda hu=hu: grey(hu), real=True)
+            found[f"{seed}"] = extraction.case(f"{seed}", f"{seed} {sigma}", lambda _, hu=hu: grey(hu), real=True)
         return found
 
     real = features(range(6))
