@@ -12,7 +12,7 @@ SEED ?= 0
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation-table1 fig5-masks smoke table status show test lint format lock clean
+.PHONY: help setup ablation-table1 fig5-masks smoke table status show test bench-evaluation lint format lock clean
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,6 +52,13 @@ status: setup  ## Show which stages of Table 1 are done
 
 test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WEIGHTS=folder on weights)
 	$(PY) -m pytest
+
+OTHERS := benchmarks/.venv
+$(OTHERS)/.installed: $(PY) benchmarks/requirements.txt
+	-$(UV) venv -q --clear --python $(PY) $(OTHERS) && $(UV) pip install -q --python $(OTHERS)/bin/python -r benchmarks/requirements.txt && touch $@
+
+bench-evaluation: setup $(OTHERS)/.installed  ## Our measures beside other implementations: value and seconds
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.evaluation --others $(OTHERS)/bin/python
 
 lint: setup  ## Check style with ruff
 	$(PY) -m ruff check .

@@ -1,0 +1,1 @@
+"""Parity and speed against other implementations; run by `make bench-...`, not installed."""
