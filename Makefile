@@ -12,7 +12,7 @@ SEED ?= 0
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation-table1 fig5-masks smoke table status show test bench-loader lint format lock clean
+.PHONY: help setup ablation-table1 fig5-masks smoke table status show test bench-loader bench-evaluation lint format lock clean
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -55,6 +55,13 @@ test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WE
 
 bench-loader: setup  ## Training pairs/s from the cache against decoding .nii.gz, and memory by volumes (Linux)
 	$(PY) benchmarks/loader.py
+
+OTHERS := benchmarks/.venv
+$(OTHERS)/.installed: $(PY) benchmarks/requirements.txt
+	-$(UV) venv -q --clear --python $(PY) $(OTHERS) && $(UV) pip install -q --python $(OTHERS)/bin/python -r benchmarks/requirements.txt && touch $@
+
+bench-evaluation: setup $(OTHERS)/.installed  ## Our measures beside other implementations: value and seconds
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.evaluation --others $(OTHERS)/bin/python
 
 lint: setup  ## Check style with ruff
 	$(PY) -m ruff check .

@@ -83,7 +83,7 @@ def resample(array: np.ndarray, source: Grid, target: Grid, order: int, fill: fl
         return array.copy()
     to_source = np.linalg.inv(source.affine) @ target.affine  # (w, h, d) of target -> (w, h, d) of source
     matrix, offset = to_source[:3, :3][::-1, ::-1], to_source[:3, 3][::-1]
-    image = array.astype(np.float32) if order else array
+    image = array.astype(np.float32, copy=False) if order else array
     if order:
         factor = np.abs(matrix).sum(axis=1)  # source voxels a target voxel spans, along (D, H, W)
         sigma = np.where(factor > 1, np.sqrt(np.maximum(factor**2 - 1, 0)) / np.sqrt(12), 0)
@@ -93,4 +93,8 @@ def resample(array: np.ndarray, source: Grid, target: Grid, order: int, fill: fl
     image = np.pad(image, 1, mode="edge")
     mode = {"mode": "constant", "cval": fill, "prefilter": False}
     out = ndimage.affine_transform(image, matrix, offset + 1, target.shape, order=order, **mode)
-    return np.rint(out).astype(array.dtype) if np.issubdtype(array.dtype, np.integer) else out.astype(array.dtype)
+    return (
+        np.rint(out).astype(array.dtype)
+        if np.issubdtype(array.dtype, np.integer)
+        else out.astype(array.dtype, copy=False)
+    )
