@@ -24,7 +24,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from memory import anonymous_bytes
+from memory import anonymous_bytes, random_embeddings
 from rich.progress import Progress
 
 from trace_lightning.config import Experiment
@@ -32,9 +32,8 @@ from trace_lightning.data import cache, masks
 from trace_lightning.data.datamodule import CTRateDataModule
 from trace_lightning.data.phantom.scan import Scan
 from trace_lightning.data.preprocess import hu_to_unit
-from trace_lightning.data.text import Embedding, Embeddings, write_embedding
+from trace_lightning.data.text import Embeddings
 
-TOKENS = (77, 768)  # of ViT-L/14
 BATCHES, WARM_UP = 40, 6  # a repeat; those that are loaded ahead do not count
 DECODED_PAIRS = 8
 FINE_MM = 0.01  # measures the patient's height, whatever it is
@@ -53,7 +52,7 @@ def main() -> None:
         experiment = _one_volume(Path(folder), options.size, options.slices)
         prepared = cache.prepare(experiment, lambda done, total, note="": bar.update(task, completed=done, total=total))
         (case,) = prepared.cases("train")
-        text = _random_embeddings(Path(folder), prepared.prompts)
+        text = random_embeddings(Path(folder), prepared.prompts)
         rows = {
             "loader, one worker": _loader(experiment, text, num_workers=1),
             "loader, this process": _loader(experiment, text, num_workers=0),
@@ -100,15 +99,6 @@ def _one_volume(folder: Path, size: int, slices: int) -> Experiment:
     experiment.train.max_steps = 10**9
     experiment.run.cache_dir = str(folder)
     return experiment
-
-
-def _random_embeddings(folder: Path, prompts: list[str]) -> Embeddings:
-    """Write random embeddings where CLIP's would lie: their values cost the loader nothing."""
-    paths = {prompt: folder / f"embedding{number}.safetensors" for number, prompt in enumerate(prompts)}
-    for path in paths.values():
-        tokens = np.random.default_rng(0).normal(size=TOKENS).astype(np.float32)
-        write_embedding(path, Embedding(tokens, tokens[0], *TOKENS[:1], *TOKENS[:1]))
-    return Embeddings(paths)
 
 
 def _loader(experiment: Experiment, text: Embeddings, num_workers: int) -> Callable[[], tuple[float, float]]:

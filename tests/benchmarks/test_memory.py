@@ -7,7 +7,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FEW, MANY = 5, 45
-MOST_BYTES_A_VOLUME = 30_000  # its arrays and its text are 130 kB; open maps and noise are about 16 kB at 40 volumes
+MOST_BYTES_A_VOLUME = 30_000  # its arrays and its text are 330 kB; open maps and noise are about 16 kB at 40 volumes
 
 
 @pytest.mark.slow
