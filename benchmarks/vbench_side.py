@@ -1,4 +1,4 @@
-"""VBench's half of `vbench_parity.py`: runs in VBench's environment and imports nothing of this project.
+"""VBench's half of `parity_vbench.py`: runs in VBench's environment and imports nothing of this project.
 
 Usage: vbench_side.py FOLDER, which holds frames.npz (one (T, H, W) uint8 array a video), prompt.txt and the weights;
 writes vbench.json: dimension -> value, per-video values and seconds, or the error.

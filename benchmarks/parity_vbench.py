@@ -1,6 +1,6 @@
 """Compare the six dimensions with VBench's own code: identical random weights, identical lossless frames.
 
-Usage: python benchmarks/vbench_parity.py [--env FOLDER] [--dino FOLDER] [--work FOLDER]
+Usage: python -m benchmarks.parity_vbench [--env FOLDER] [--dino FOLDER] [--work FOLDER]
 
 Makes an environment for VBench 0.1.5 (`vbench_requirements.txt`; about 5 GB), writes random weights in the published
 formats where VBench looks for them, runs VBench there and ours here, and prints a table. MUSIQ needs the extra `musiq`
@@ -19,18 +19,59 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+from benchmarks.row import Row
 
+HERE = Path(__file__).resolve().parent
 VBENCH = "vbench==0.1.5"
 TOLERANCE = 1e-5
 PROMPT = "Chest CT with small bilateral pleural effusions, enlarged heart and a nodule in the right upper lobe, " * 3
 DEFAULT_ENVIRONMENT = HERE.parent / "cache" / "vbench_env"
+
+
+def rows(others: Path | None = None) -> Iterator[Row]:
+    """Yield a row for each dimension, where VBench's environment was made before.
+
+    Args:
+        others: not used, VBench needs an environment of its own.
+    """
+    if not (DEFAULT_ENVIRONMENT / "complete").exists():
+        why = "make its environment (5 GB) first: python -m benchmarks.parity_vbench"
+        yield Row("the six dimensions", VBENCH, None, None, note=why)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        theirs, ours = both(DEFAULT_ENVIRONMENT, Path(temporary))
+    for name, their in theirs.items():
+        our = ours[name]
+        if "error" in their or "error" in our:
+            note = "; ".join(side["error"] for side in (their, our) if "error" in side)
+            yield Row(name, VBENCH, their.get("value"), our.get("value"), note=note)
+        else:
+            seconds = their["seconds"], our["seconds"]
+            yield Row(name, VBENCH, their["value"], our["value"], *seconds, TOLERANCE, "wall time, loading included")
+
+
+def both(env: Path, work: Path, dino: Path | None = None) -> tuple[dict, dict]:
+    """Return what VBench and we make of the same frames with the same random weights.
+
+    Args:
+        env: VBench's environment, made where it is absent.
+        work: keeps weights, videos and results.
+        dino: copy of DINO's repository; None: the one in `env`, if any.
+    """
+    python = environment(env)
+    frames = clips()
+    np.savez(work / "frames.npz", **frames)
+    (work / "prompt.txt").write_text(PROMPT)
+    kept = env / "dino"
+    if dino and not kept.exists():
+        shutil.copytree(dino, kept)
+    weights = write_weights(work / "cache", kept if kept.exists() else None)
+    return run_vbench(python, work), run_ours(frames, weights)
 
 
 def main() -> int:
@@ -40,16 +81,10 @@ def main() -> int:
     parser.add_argument("--dino", type=Path, help="copy of the repository facebookresearch/dino")
     parser.add_argument("--work", type=Path, help="keeps weights, videos and results; default: a temporary folder")
     given = parser.parse_args()
-    python = environment(given.env)
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        frames = clips()
-        np.savez(work / "frames.npz", **frames)
-        (work / "prompt.txt").write_text(PROMPT)
-        weights = write_weights(work / "cache", given.dino)
-        theirs = run_vbench(python, work)
-        return print_table(theirs, run_ours(frames, weights))
+        return print_table(*both(given.env, work, given.dino))
 
 
 def environment(folder: Path) -> Path:

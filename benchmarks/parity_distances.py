@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
-Pair = tuple[np.ndarray, np.ndarray]
+from benchmarks.row import Row, timed
+
+Compute = Callable[[np.ndarray, np.ndarray], float]
+SIZES = ((100, 2048), (2500, 2048), (500, 400))  # samples a side, features
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measurement.
-
-    Attributes:
-        name: quantity, sizes and implementation.
-        value: what it computed.
-        seconds: wall time of one call.
-    """
-
-    name: str
-    value: float
-    seconds: float
-
-
-def rows(sizes: tuple[tuple[int, int], ...] = ((100, 2048), (2500, 2048), (500, 400))) -> Iterator[Row]:
-    """Yield the measurements; implementations that are not installed are left out.
+def rows(others: Path | None = None, sizes: tuple[tuple[int, int], ...] = SIZES) -> Iterator[Row]:
+    """Yield the measurements, and the distance of a set to itself.
 
     Args:
+        others: not needed, the packages that are compared with lie beside ours.
         sizes: samples a side and features, for each comparison.
     """
     for n, d in sizes:
         pair = surrogate(n, d, seed=1), 1.05 * surrogate(n, d, seed=2)
-        for quantity, implementations in (("Frechet", FRECHET), ("kernel", KERNEL)):
-            for name, compute in implementations.items():
-                try:
-                    yield _timed(f"{quantity} distance, n = {n}, d = {d}: {name}", compute, pair)
-                except ModuleNotFoundError:
-                    continue
-        yield _timed(f"Frechet distance of a set to itself, n = {n}, d = {d}: ours", ours, (pair[0], pair[0]))
+        for quantity, mine, foreign in (("Frechet", ours, FRECHET), ("kernel", ours_kernel, KERNEL)):
+            value, seconds = timed(lambda mine=mine, pair=pair: mine(*pair))
+            for tool, compute in foreign.items():
+                yield _row(f"{quantity} distance, n = {n}, d = {d}", tool, compute, pair, value, seconds)
+        itself, seconds = timed(lambda pair=pair: ours(pair[0], pair[0]))
+        yield Row(f"Frechet distance to itself, n = {n}, d = {d}", "by definition", 0.0, itself, None, seconds, 1e-3)
+
+
+def _row(quantity: str, tool: str, compute: Compute, pair: tuple, value: float, seconds: float) -> Row:
+    try:
+        theirs, their_seconds = timed(lambda: float(compute(*pair)))
+    except ModuleNotFoundError as error:
+        return Row(quantity, tool, None, value, None, seconds, note=f"not installed: {error.name}")
+    return Row(quantity, f"{tool} {version(tool)}", theirs, value, their_seconds, seconds, 1e-3 * abs(value))
 
 
 def surrogate(n: int, d: int, seed: int) -> np.ndarray:
@@ -102,16 +98,5 @@ def torch_fidelity_kernel(a: np.ndarray, b: np.ndarray) -> float:
     return found["kernel_inception_distance_mean"]
 
 
-FRECHET = {"ours": ours, "torch-fidelity": torch_fidelity, "torchmetrics": torchmetrics}
-KERNEL = {"ours": ours_kernel, "torch-fidelity": torch_fidelity_kernel}
-
-
-def _timed(name: str, compute: Callable[[np.ndarray, np.ndarray], float], pair: Pair) -> Row:
-    start = time.perf_counter()
-    value = float(compute(*pair))
-    return Row(name, value, time.perf_counter() - start)
-
-
-if __name__ == "__main__":
-    for row in rows():
-        print(f"{row.name:75s} {row.value:14.6g} {row.seconds:8.2f} s", flush=True)
+FRECHET = {"torch-fidelity": torch_fidelity, "torchmetrics": torchmetrics}
+KERNEL = {"torch-fidelity": torch_fidelity_kernel}
