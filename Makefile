@@ -12,7 +12,7 @@ SEED ?= 0
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation-table1 fig5-masks smoke table status show test bench-loader bench-evaluation lint format lock clean
+.PHONY: help setup ablation-table1 ablation-table2 fig5-masks smoke table status show test bench-loader bench-evaluation lint format lock clean
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ setup: $(VENV)/.installed  ## Create .venv with the locked packages (about 5 GB 
 
 ablation-table1: setup  ## Train, generate and score every row of Table 1, then print it
 	$(PY) -m experiments run experiments/table1.yaml --profile $(PROFILE) --seed $(SEED)
+
+ablation-table2: setup  ## Score the rows of Table 2 (FID, FVD, CLIP score), then print it
+	$(PY) -m experiments run experiments/table2.yaml --profile $(PROFILE) --seed $(SEED)
 
 fig5-masks: setup  ## The mask-granularity study of Fig. 5
 	$(PY) -m experiments run experiments/fig5_masks.yaml --profile $(PROFILE) --seed $(SEED)

@@ -39,6 +39,9 @@ class Cell:
         best: best of its column among rows with the same inputs.
         differs: the 95 % interval of the paired difference to the row that the table names excludes 0.
         text: a published number, as it was printed.
+        d: features, of a distance between sets.
+        floor: real volumes against real ones, of a distance between sets.
+        few: there are fewer than two samples a feature.
     """
 
     value: float | None = None
@@ -50,6 +53,9 @@ class Cell:
     best: bool = False
     differs: bool = False
     text: str | None = None
+    d: int | None = None
+    floor: float | None = None
+    few: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows under one set of columns. `source` is set for published numbers."""
+    """Rows under one set of columns.
+
+    Attributes:
+        title: above it.
+        columns: names of metrics.
+        rows: from top to bottom.
+        source: of published numbers; None for ours.
+        beside: whether its columns stand beside those of the table, and may be left out where they are empty.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     source: str | None = None
+    beside: bool = False
+
+    def empty(self) -> dict[str, str]:
+        """Return the columns without a number in any row that was scored, each with the reason."""
+        scored = [row for row in self.rows if row.reason is None]
+        if not (self.beside and scored):
+            return {}
+        return {
+            column: next(row.cells[column].reason for row in scored)
+            for column in self.columns
+            if all(row.cells[column].value is None for row in scored)
+        }
 
     def metric(self, column: str) -> Metric:
         """Return what a column holds."""
@@ -150,9 +176,7 @@ def gather(table_path: Path, profile: str, seeds: Sequence[int] = (0,), runs_dir
     )
     blocks = [Block(f"Measured here: {ours}", columns, tuple(rows))]
     if companions:
-        blocks.append(
-            Block("Beside it: skill against the exact mask, and along z relative to real", companions, tuple(rows))
-        )
+        blocks.append(Block("Beside it", companions, tuple(rows), beside=True))
     if published:
         blocks.append(published)
     title = str(data.get("title") or data["name"])
@@ -268,6 +292,9 @@ def _cell(column: str, summaries: Sequence[Mapping], is_real: bool) -> Cell:
         high=None if one.get("high") is None else one["high"] * scale,
         spread=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         n=entries[0]["n"],
+        d=entries[0].get("d"),
+        floor=entries[0].get("floor"),
+        few=bool(entries[0].get("warning")),
     )
 
 
@@ -346,9 +373,28 @@ def _notes(rows: Sequence[Row], seeds: Sequence[int], against: str | None) -> tu
         )
     if any(row.n == 1 for row in rows):
         notes.append("one volume gives no interval")
+    notes += _notes_of_sets(rows)
     for note, labels in said.items():
         notes.append(f"{'all rows' if len(generated) > 1 and generated <= set(labels) else '; '.join(labels)}: {note}")
     return tuple(notes)
+
+
+def _notes_of_sets(rows: Sequence[Row]) -> list[str]:
+    """Return for each distance between sets its sizes, its floor, and whether it is largely bias."""
+    notes = []
+    for column in dict.fromkeys(column for row in rows for column in row.cells):
+        cells = [row.cells[column] for row in rows if row.cells[column].d]
+        if not cells:
+            continue
+        spec, sizes = metric(column), sorted({cell.n for cell in cells})
+        said = f"{column}: n = {' to '.join(map(str, sizes[:: max(1, len(sizes) - 1)]))} samples, d = {cells[0].d}"
+        floor = next((cell.floor for cell in cells if cell.floor is not None), None)
+        if floor is not None:
+            said += f"; real against real, split in halves: {floor:.{spec.digits}f}"
+        notes.append(said + ("; n < 2d: largely bias, compare no further than the floor" if cells[0].few else ""))
+    if notes and any(row.is_real for row in rows):
+        notes.append("the real volumes' distance to themselves is 0; what fresh real volumes have is the floor")
+    return notes
 
 
 def _published(reference: str, table_path: Path) -> Block:

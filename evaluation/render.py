@@ -8,6 +8,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,11 +65,16 @@ def show(table: Table, width: int | None = None) -> None:
     hidden = False
     for block in table.blocks:
         console.print(f"\n[bold]{_plain(block.title)}[/bold]\n")
-        grids, with_intervals = _fitting(block, notes, console)
+        absent = block.empty()
+        kept = tuple(column for column in block.columns if column not in absent)
+        grids, with_intervals = _fitting(replace(block, columns=kept), notes, console) if kept else ([], True)
         hidden |= not with_intervals
         for grid in grids:
             console.print(grid)
             console.print()
+        for reason in dict.fromkeys(absent.values()):
+            names = ", ".join(column for column in absent if absent[column] == reason)
+            console.print(f"left out, empty: {names}: {_plain(reason)}\n", style="dim")
         if block.source:
             console.print(f"source: {_plain(block.source)}\n", style="dim")
     for line in _below(table, notes, lambda number: str(number).translate(SUPERSCRIPTS)):
@@ -318,7 +324,7 @@ def show_summary(summary: dict) -> None:
 
     console = console_of()
     grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for head in ("", "value", "95 %", "real", "unit", "n"):
+    for head in ("", "value", "95 %", "real", "floor", "unit", "n", "d"):
         grid.add_column(head, justify="left" if head in ("", "unit") else "right", no_wrap=True)
     absent: dict[str, list[str]] = {}
     for name, entry in summary["metrics"].items():
@@ -327,10 +333,15 @@ def show_summary(summary: dict) -> None:
             continue
         extent = f"{entry['low']:.4g} … {entry['high']:.4g}" if entry["low"] != entry["high"] else ""
         real = "" if entry["real"] is None else f"{entry['real']:.4g}"
-        grid.add_row(name, f"{entry['value']:.4g}", extent, real, entry["unit"], str(entry["n"]))
+        floor = "" if entry.get("floor") is None else f"{entry['floor']:.4g}"
+        sizes = str(entry["n"]), str(entry.get("d") or "")
+        grid.add_row(name, f"{entry['value']:.4g}", extent, real, floor, entry["unit"], *sizes)
     console.print(grid)
     for reason, names in absent.items():
         console.print(f"- {', '.join(names)}: {reason}", style="dim", markup=False)
+    for name, entry in summary["metrics"].items():
+        if entry.get("warning"):
+            console.print(f"! {name}: {entry['warning']}", style="dim", markup=False)
     for group, states in summary["groups"].items():
         console.print(f"{group}: " + ", ".join(f"{count} {state}" for state, count in states.items()))
     for kind, said in (("missing", "real volumes have no generated one"), ("unmatched", "generated have no real one")):

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments import stamps
 from experiments.methods import method_of, resolve
 from experiments.progress import ProgressFile
-from experiments.tasks import Task, depends, is_intact
+from experiments.tasks import Task, depends, evaluation_settings, evaluation_weights, is_intact
 from trace_lightning.anatomy.grid import resample
 from trace_lightning.anatomy.labels import BACKGROUND
 from trace_lightning.artifacts import (
@@ -30,6 +30,7 @@ from trace_lightning.artifacts import (
     write_volume,
 )
 from trace_lightning.config import Experiment
+from trace_lightning.device import pick_device
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import WEIGHTS, Case, Progress
 
@@ -92,6 +93,7 @@ def reference(task: Task, progress: Progress) -> dict[str, Any]:
         write_labels(task.folder / "masks" / name, case.labels, case.grid)
         write_labels(task.folder / "own_masks" / name, own_labels, volume.grid)
         origin = {"experiment": "ground_truth", "case_id": case.case_id, "profile": task.experiment.profile}
+        origin["prompt"] = case.prompt  # what generated volumes are compared with, whether they were given it or not
         write_volume(task.folder / "volumes" / name, volume, origin)
         progress(done, len(test), case.case_id)
     return {kind: _digests(task.folder / kind) for kind in ("volumes", "masks", "own_masks")}
@@ -145,18 +147,27 @@ def generate(task: Task, progress: Progress) -> dict[str, Any]:
 
 def evaluate(task: Task, progress: Progress) -> dict[str, Any]:
     """Score the volumes of a row against the real ones; the real ones against themselves."""
+    from evaluation.measure import Resources
     from evaluation.score import score
-    from evaluation.settings import Settings
 
     real = next(need.folder for need in task.needs if need.name == "reference")
     scores = task.folder / "scores"
     masks = real / ("own_masks" if real == task.folder else "masks")  # on the grid of the volumes that are scored
-    settings = Settings(**asdict(task.experiment.evaluate), mask_source=task.experiment.data.mask_source)
-    volumes, cache = task.folder / "volumes", real / "segmented"  # all rows share the real volumes' segmentations
-    found = score(volumes, real / "volumes", scores, masks, settings=settings, cache_dir=cache, progress=progress)
+    experiment, weights = task.experiment, evaluation_weights(task.experiment)
+    found = score(
+        task.folder / "volumes",
+        real / "volumes",
+        scores,
+        masks,
+        settings=evaluation_settings(experiment),
+        metrics=experiment.evaluate.metrics,
+        resources=Resources(device=pick_device(experiment.run.device)),
+        cache_dir=real / "known",  # all rows share what is known of the real volumes
+        progress=progress,
+    )
     if found["failed"]:
         raise UserError("; ".join(found["failed"].values()))
-    return {"summary": file_digest(scores / "summary.json")}
+    return {"summary": file_digest(scores / "summary.json"), "weights": weights}
 
 
 WORK: dict[str, Callable[[Task, Progress], dict[str, Any]]] = {

@@ -16,15 +16,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.load import Loaded
 from experiments.methods import ANATOMY_CODE, DATA_CODE, FLOW_KEYS, method_of, without
 from experiments.stamps import code_digests, fingerprint
-from trace_lightning.artifacts import digest, file_digest
+from trace_lightning.artifacts import digest, file_digest, read_json
 from trace_lightning.config import Experiment
 from trace_lightning.data import masks, raft
 from trace_lightning.errors import NotEnoughPatients, UserError
+
+if TYPE_CHECKING:
+    from evaluation.settings import Settings
 
 STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
 GROUND_TRUTH = "ground_truth"
@@ -168,7 +171,14 @@ def discard(task: Task) -> None:
 
 
 def is_intact(task: Task) -> bool:
-    """Tell whether what a finished task left is still there: a cache may be moved or cleared, and is filled again."""
+    """Tell whether what a finished task left is still all there is to have.
+
+    A cache may be moved or cleared, and is filled again. Scores are added where weights of a metric's network are there
+    now that were not, or were others; where weights have gone, what was scored by them stays.
+    """
+    if task.name == "evaluate":
+        scored = read_json(task.folder / "evaluate.json")["produced"].get("weights", {})
+        return evaluation_weights(task.experiment).items() <= scored.items()
     if task.name != "prepare":
         return True
     from trace_lightning.data import cache
@@ -227,12 +237,39 @@ def test_keys(experiment: Experiment) -> dict[str, Any]:
     return keys | {"files": _files(experiment, "test")}
 
 
+def evaluation_keys(experiment: Experiment) -> dict[str, Any]:
+    """Return the keys that scores depend on; the protocol by its contents, the segmenter's weights by theirs."""
+    keys = without({"evaluate": asdict(experiment.evaluate)}, ["evaluate.segmenter_weights"])
+    return keys | {"protocol": digest(evaluation_settings(experiment).protocol())}
+
+
+def evaluation_settings(experiment: Experiment) -> Settings:
+    """Return the protocol that the volumes of a row are scored by."""
+    from evaluation.settings import read_protocol
+
+    keys = asdict(experiment.evaluate)
+    name = keys.pop("protocol")
+    del keys["metrics"]
+    if keys["segmenter"] != "vista3d":
+        del keys["segmenter_weights"]
+    return read_protocol(name, **keys, mask_source=experiment.data.mask_source)
+
+
+def evaluation_weights(experiment: Experiment) -> dict[str, str]:
+    """Return measure -> what identifies its pretrained weights, for all that can be computed here now."""
+    from evaluation.measure import Resources
+    from evaluation.selection import select
+
+    selection = select(experiment.evaluate.metrics, evaluation_settings(experiment), Resources())
+    return {m.name: found for m in selection.measures if m.absent() is None and (found := m.weights())}
+
+
 _KEYS = {
     "prepare": prepare_keys,
     "reference": test_keys,
     "train": training_keys,
     "generate": generate_keys,
-    "evaluate": lambda experiment: {"evaluate": asdict(experiment.evaluate)},
+    "evaluate": evaluation_keys,
 }
 
 

@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
-from trace_lightning.anatomy.labels import GRANULARITIES
+from trace_lightning.anatomy.labels import GRANULARITIES, group_names
 from trace_lightning.errors import UserError
 
 
@@ -148,7 +148,10 @@ class SampleConfig:
 class EvaluateConfig:
     """The protocol of scoring, the same for every row."""
 
-    segmenter: Literal["threshold"] = "threshold"
+    protocol: str = "trace"  # of evaluation/protocols, or the path of a file; the keys below replace its own
+    metrics: list[str] | None = None  # groups or names, as `python -m evaluation metrics` lists them; null: all
+    segmenter: Literal["threshold", "vista3d"] = "threshold"
+    segmenter_weights: str = "hub"  # of `vista3d`: NVIDIA's from the hub, or the path of a file
     groups: list[str] = field(default_factory=lambda: ["lung", "bone"])
     spacing_mm: float | None = None  # isotropic protocol grid; null: the reference's own grid
     bootstrap_samples: int = 1000
@@ -281,10 +284,11 @@ def validate(experiment: Experiment) -> None:
         "sample.guidance_scale guides by text, which model.anatomical_guidance=false takes away; set it to 1",
     )
     need(sample.pair_stride in (1, 2), "sample.pair_stride is 1 or 2")
-    known = {"lung", "bone"}
+    vista3d = experiment.evaluate.segmenter == "vista3d"
+    known = set(group_names() if vista3d else ("lung", "bone"))
     need(
         bool(experiment.evaluate.groups) and set(experiment.evaluate.groups) <= known,
-        f"evaluate.groups are of {sorted(known)}: the threshold segmenter knows no others",
+        f"evaluate.groups are of {sorted(known)}: evaluate.segmenter={experiment.evaluate.segmenter} knows no others",
     )
     need(
         experiment.evaluate.spacing_mm is None or experiment.evaluate.spacing_mm > 0,

@@ -301,3 +301,22 @@ def test_from_volumes_to_table_and_montage(project):
     assert row(table, "Ours [all]").cells["dice"].best
     assert row(table, "Ours [all]").cells["dice"].value > row(table, "DAG").cells["dice"].value
     assert row(table, "GT").cells["dice"].value == 100
+
+
+def test_empty_companions_are_left_out_of_the_terminal_only(project, capsys):
+    table = project / "experiments" / "tiny.yaml"
+    table.write_text(table.read_text().replace("companions: [", "companions: [lpips, fvd_i3d, "))
+    reason = "needs AlexNet: python -m evaluation weights fetch alexnet"
+    for path in (project / "runs" / "phantom").rglob("summary.json"):
+        summary = json.loads(path.read_text())
+        summary["metrics"]["lpips"] = entry("lpips", None, n=0, reason=reason)
+        size = {"d": 400, "n": 12, "floor": 55.5, "warning": "n = 12 for d = 400"}
+        summary["metrics"]["fvd_i3d"] = entry("fvd_i3d", 60.0, 50.0, 70.0) | size
+        path.write_text(json.dumps(summary))
+    make_table(table, "phantom", runs_dir=project / "runs", width=200, montage=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"left out, empty: lpips: {reason}" in printed
+    assert "LPIPS" not in printed
+    assert "50.0–70.0" in printed
+    assert "fvd_i3d: n = 12 samples, d = 400; real against real, split in halves: 55.5; n < 2d" in printed
+    assert "LPIPS" in (project / "runs" / "phantom" / "tiny" / "table.md").read_text()

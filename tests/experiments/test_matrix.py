@@ -14,7 +14,7 @@ from experiments.tasks import training_keys
 from trace_lightning.config import Experiment
 from trace_lightning.errors import UserError
 
-TABLES = ("table1", "fig5_masks", "findings")
+TABLES = ("table1", "table2", "fig5_masks", "findings")
 ROWS = sorted({name for table in TABLES for name in load_table(table).experiments})
 TABLE1_LABELS = [
     "GT", "GenerateCT", "MedSyn", "PFM", "DAG", "PFM, DAG", "50/[1]", "100/[1,2]", "50/[1,2,4]", "100/[1,2,4] (Ours)"

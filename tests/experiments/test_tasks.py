@@ -15,9 +15,20 @@ from experiments.load import Loaded, load, load_table
 from experiments.methods import METHODS
 from experiments.stages import case_seed, only
 from experiments.stamps import ROOT
-from experiments.tasks import Folders, Task, depends, prepare_keys, tasks_of, training_keys
+from experiments.tasks import (
+    Folders,
+    Task,
+    depends,
+    evaluation_keys,
+    evaluation_weights,
+    is_intact,
+    prepare_keys,
+    tasks_of,
+    training_keys,
+)
 from experiments.tasks import test_keys as reference_keys
 from trace_lightning.anatomy.grid import Grid
+from trace_lightning.artifacts import write_json
 from trace_lightning.config import Experiment
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import Case
@@ -239,3 +250,36 @@ def test_the_disk_is_counted_once_for_rows_that_share_a_cache_and_refused_if_too
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**12, 0, 10**6))
     with pytest.raises(UserError, match=r"the cache takes .* where 1.0 MB are free"):
         plan.need_space(table1, costs)
+
+
+def test_scores_are_added_to_when_weights_appear_and_kept_when_they_vanish(tmp_path, monkeypatch):
+    """The stamp of a scoring says by which weights; others that are there now make it incomplete, fewer do not."""
+    pytest.importorskip("lpips")
+    folder, below = tmp_path / "run", tmp_path / "weights"
+    file = below / "lpips" / "alexnet_imagenet_features.safetensors"
+    file.parent.mkdir(parents=True)
+    monkeypatch.setenv("TRACE_WEIGHTS", str(below))
+    task = Task("evaluate", load("ours").experiment, folder)
+
+    def stamp() -> None:
+        write_json(folder / "evaluate.json", {"produced": {"weights": evaluation_weights(task.experiment)}})
+
+    stamp()
+    assert is_intact(task)
+    file.write_bytes(b"some weights")
+    assert not is_intact(task)
+    stamp()
+    assert is_intact(task)
+    assert "lpips" in evaluation_weights(task.experiment)
+    file.write_bytes(b"other weights")
+    assert not is_intact(task)
+    file.unlink()
+    assert is_intact(task)
+
+
+def test_scores_depend_on_what_the_protocol_says():
+    def digest_of(*overrides: str) -> str:
+        return dict(evaluation_keys(load("ours", overrides=overrides).experiment))["protocol"]
+
+    assert digest_of() == digest_of("evaluate.bootstrap_samples=3")
+    assert len({digest_of(), digest_of("evaluate.protocol=stylegan_v"), digest_of("evaluate.spacing_mm=2.0")}) == 3

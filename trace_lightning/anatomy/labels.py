@@ -42,6 +42,13 @@ def group_ids(group: str) -> tuple[int, ...]:
 
 
 @cache
+def group_names() -> tuple[str, ...]:
+    """Return the groups that have classes."""
+    found = dict.fromkeys(entry["group"] for entry in _table()["classes"].values())
+    return tuple(group for group in found if group != "background")
+
+
+@cache
 def supported_ids() -> tuple[int, ...]:
     """Return the 127 ids that VISTA3D can be asked for, ascending."""
     return tuple(i for i in range(1, MAX_ID + 1) if i not in _table()["unsupported_ids"])
