@@ -207,7 +207,8 @@ def _add_memorisation(commands: argparse._SubParsersAction) -> None:
         help="distances to the nearest training slice and volume, against held-out real volumes",
         description="Find the nearest training slice of every generated slice, and the nearest training volume of "
         "every generated volume, over the whole set in the features of one network, and read the distances against "
-        "those of real volumes of patients who were not trained on. Writes per_volume.csv, summary.json and nearest.png.",
+        "those of real volumes of patients who were not trained on. Writes per_volume.csv, summary.json and "
+        "nearest.png.",
         epilog=EXIT,
     )
     command.add_argument("generated", type=Path, metavar="GEN", help="folder of generated volumes")

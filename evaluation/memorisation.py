@@ -37,7 +37,7 @@ class Neighbour(NamedTuple):
     """What of the training set lies nearest to a generated volume.
 
     Attributes:
-        case: nearest training volume.
+        volume: of the training set, the nearest.
         distance: to it.
         percentile: of the held-out volumes, how many in 100 are as near to their nearest or nearer.
         slice: of the generated volume, the one that is nearest to any training slice; rows of its features.
@@ -47,7 +47,7 @@ class Neighbour(NamedTuple):
         share_slices_nearer: of the volume's slices, those nearer than the held-out slices' threshold.
     """
 
-    case: str
+    volume: str
     distance: float
     percentile: float
     slice: int

@@ -219,7 +219,9 @@ def show(summary: Mapping) -> None:
         print(f"warning: {summary['warning']}")
     for case in summary["nearer_volumes"][:PAIRS]:
         one = summary["nearest"][case]
-        print(f"nearer: {case} to {one['case']} at {one['distance']:.4g} (held-out percentile {one['percentile']:.0f})")
+        print(
+            f"nearer: {case} to {one['volume']} at {one['distance']:.4g} (held-out percentile {one['percentile']:.0f})"
+        )
     for case, why in summary["failed"].items():
         print(f"failed: {case}: {why}")
 
@@ -254,7 +256,7 @@ def _write_csv(path: Path, found: Memorisation) -> None:
     """Write a line for each generated volume, the nearest first."""
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["case_id", *(f"nearest_{n}" if n == "case" else n for n in Neighbour._fields), "nearer"])
+        writer.writerow(["case_id", *Neighbour._fields, "nearer"])
         for case in _by_suspicion(found):
             writer.writerow([case, *found.nearest[case], int(_is_nearer(found, case))])
 

@@ -1,6 +1,7 @@
 """Weights of AlexNet at random in the published form, for tests that score with distances."""
 
 import torch
+from safetensors.torch import save_file
 
 from evaluation.features import alexnet
 
@@ -13,8 +14,6 @@ def write_random_alexnet(folder, seed=0):
         scale = value[0].numel() ** -0.5 if value.ndim > 1 else 0.1
         state[name] = torch.randn(value.shape, generator=generator) * scale
     path = folder / "lpips" / "alexnet_imagenet_features.safetensors"
-    path.parent.mkdir(parents=True)
-    from safetensors.torch import save_file
-
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path)
     return folder
