@@ -18,7 +18,9 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [["--help"], ["score", "--help"], ["table", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["score", "--help"], ["table", "--help"], ["compare", "--help"], ["lengths", "--help"]]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(command)
