@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -76,8 +76,7 @@ class Space:
         """
         # The file decides the grid of its volume; what else does stands here.
         grid = [self.settings.spacing_mm, list(self.settings.window_hu), repr(self.frames)]
-        read = lambda spacing_mm: self.grey(path, spacing_mm)  # noqa: E731
-        found = _extraction(self).case(case_id, input_digest(path), read, real=True, grid=grid)
+        found = _extraction(self).case(case_id, input_digest(path), partial(self.grey, path), real=True, grid=grid)
         return found[self.extractor, self.plane]
 
 

@@ -18,7 +18,10 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [[], ["score"], ["fidelity"], ["table"], ["compare"], ["metrics"], ["weights"]])
+COMMANDS = ("score", "fidelity", "lengths", "memorisation", "table", "compare", "metrics", "weights")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
