@@ -12,7 +12,7 @@ SEED ?= 0
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation-table1 fig5-masks smoke table status show test bench-loader lint format lock clean
+.PHONY: help setup ablation-table1 fig5-masks smoke table status show test bench-loader bench-sensitivity lint format lock clean
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WE
 
 bench-loader: setup  ## Training pairs/s from the cache against decoding .nii.gz, and memory by volumes (Linux)
 	$(PY) benchmarks/loader.py
+
+bench-sensitivity: setup  ## Which metric sees what, checked, on the phantom (TRACE_WEIGHTS=folder adds LPIPS, FD AlexNet and FVD)
+	$(PY) -m benchmarks.sensitivity --out runs/sensitivity
 
 lint: setup  ## Check style with ruff
 	$(PY) -m ruff check .
