@@ -12,7 +12,7 @@ SEED ?= 0
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation-table1 ablation-table2 fig5-masks smoke table status show test bench-loader bench-evaluation lint format lock clean
+.PHONY: help setup ablation-table1 ablation-table2 fig5-masks smoke table status show test bench-loader bench-evaluation bench-sensitivity lint format lock clean
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ $(OTHERS)/.installed: $(PY) benchmarks/requirements.txt
 
 bench-evaluation: setup $(OTHERS)/.installed  ## Our measures beside other implementations: value and seconds
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.evaluation --others $(OTHERS)/bin/python
+
+bench-sensitivity: setup  ## Which metric sees what, checked, on the phantom (TRACE_WEIGHTS=folder adds LPIPS, FD AlexNet and FVD)
+	$(PY) -m benchmarks.sensitivity --out runs/sensitivity
 
 lint: setup  ## Check style with ruff
 	$(PY) -m ruff check .

@@ -1,174 +1,278 @@
-"""python -m benchmarks.sensitivity: which damage moves which measure; prints docs/sensitivity.md.
+"""Which metric sees what: volumes that are wrong in a known way, scored against the volumes that they were made from.
 
-Phantom volumes are damaged in one way at a time and scored against themselves, by the command that scores any volume.
+    python -m benchmarks.sensitivity --out runs/sensitivity --weights WEIGHTS --report docs/sensitivity.md
+
+Writes `sensitivity.json` and a report, checks what `benchmarks/perturbations.py` says must and must not move, and ends
+with exit code 1 where it does not hold. Scores are kept in the folder, so a stopped run goes on where it was.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
+import argparse
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from evaluation.label_maps import compare_label_maps
+from benchmarks.perturbations import ADDED, COLUMNS, CORRECTED, LABELS, ORGANS, PERTURBATIONS, Chest
+from evaluation import weights
+from evaluation.label_maps import Rules, compare_label_maps
+from evaluation.measure import Resources
+from evaluation.metrics import Metric, metric
 from evaluation.score import score
-from trace_lightning.anatomy.labels import BONE, LUNG
-from trace_lightning.anatomy.threshold import segment
-from trace_lightning.artifacts import Volume, read_labels, read_volume, write_labels, write_volume
+from evaluation.settings import Settings
+from evaluation.uncertainty import paired
+from trace_lightning.anatomy.grid import Grid
+from trace_lightning.artifacts import Volume, read_json, write_json, write_labels, write_text, write_volume
 from trace_lightning.config import PhantomConfig
-from trace_lightning.data.phantom.tree import mask_path, scans, volume_path, write_tree
-from trace_lightning.errors import run_command
+from trace_lightning.data.phantom.scan import Scan
+from trace_lightning.errors import UserError, run_command
 
-Damage = Callable[
-    [np.ndarray, np.ndarray, tuple[float, float, float]], np.ndarray
-]  # (volume or labels, segmentation, mm)
-PHANTOM = PhantomConfig(num_train_patients=1, num_valid_patients=4, size=96, spacing_z_mm=[3.0])
-ORGANS, ERASED, SHIFT_MM, RAMP_HU = 20, 3, 5.0, 60.0
-SOFT_TISSUE_HU = 40.0
-COLUMNS = (
-    "dice",
-    "jaccard",
-    "hd95_mm",
-    "missed",
-    "temporal_flickering_ratio",
-    "border_difference_ratio",
-    "lung_correlation_z1_ratio",
-    "lung_correlation_z4_ratio",
-    "lung_texture_ratio",
-    "jerk_ratio",
-    "drift_hu",
-    "drift_range_hu",
-)
+HEIGHT_MM = 240.0  # of the slices that are kept, from the top of the scan down; every phantom is at least that high
+IDENTITY = "none"
+PACKAGES = ("numpy", "scipy", "torch", "lpips")
 
 
-def shifted(array: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Move everything to the left by 5 mm (nearest voxel)."""
-    return np.roll(array, round(SHIFT_MM / spacing_mm[2]), axis=2)
+@dataclass(frozen=True)
+class Size:
+    """Of the benchmark.
+
+    Attributes:
+        volumes: phantoms, two or more.
+        size: pixels a side, a multiple of 72, so that the shift is of whole pixels.
+        slices: of each volume.
+        seed: of all that is random.
+    """
+
+    volumes: int = 6
+    size: int = 144
+    slices: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.volumes < 2:
+            raise UserError(f"--volumes {self.volumes}: another patient's volume needs two or more")
+        if self.size < 72 or self.size % 72:
+            raise UserError(f"--size {self.size}: a multiple of 72 pixels, so that 5 mm are whole pixels")
+        if self.slices < 8:
+            raise UserError(f"--slices {self.slices}: 8 or more")
 
 
-def shuffled(array: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Put the slices in another order."""
-    return array[np.random.default_rng(0).permutation(len(array))]
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one perturbation.
+
+    Attributes:
+        value: mean over volumes, or the distance between the sets; None where there is none.
+        low: of the 95 % interval of the difference from the volume itself, volume by volume; of a distance's interval.
+        high: the same interval's other end.
+        floor: real against real, of a distance between sets.
+        moved: 1 risen, -1 fallen, 0 not moved.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+    moved: int = 0
 
 
-def blurred(array: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Blur in plane with a sigma of 4 mm."""
-    from scipy import ndimage
-
-    return ndimage.gaussian_filter(array, (0, 4 / spacing_mm[1], 4 / spacing_mm[2]))
+Matrix = dict[str, dict[str, Cell]]  # perturbation -> metric -> cell
 
 
-def drifting(array: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Add a ramp along z, from -60 to 60 HU."""
-    return array + np.linspace(-RAMP_HU, RAMP_HU, len(array), dtype=np.float32)[:, None, None]
-
-
-def in_pairs(array: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Raise and lower every other pair of slices by 20 HU: seams."""
-    return array + np.where(np.arange(len(array)) // 2 % 2, 20, -20).astype(np.float32)[:, None, None]
-
-
-def without_bone(array: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Turn bone into soft tissue."""
-    from scipy import ndimage
-
-    return np.where(ndimage.binary_dilation(labels == BONE, iterations=2), np.minimum(array, SOFT_TISSUE_HU), array)
-
-
-def without_lung(array: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """Turn the lungs into soft tissue."""
-    from scipy import ndimage
-
-    return np.where(ndimage.binary_dilation(labels == LUNG, iterations=2), SOFT_TISSUE_HU, array).astype(np.float32)
-
-
-DAMAGES: Mapping[str, Damage] = {
-    "none": lambda array, labels, spacing_mm: array,
-    "bone erased": without_bone,
-    "lungs erased": without_lung,
-    f"shifted by {SHIFT_MM:g} mm": shifted,
-    "slices shuffled": shuffled,
-    "blurred in plane": blurred,
-    f"ramp of ±{RAMP_HU:g} HU along z": drifting,
-    "seams of ±20 HU": in_pairs,
-}
-
-
-def of_volumes(root: Path, cases: list[str]) -> dict[str, dict[str, float | None]]:
-    """Return damage -> measure -> mean over the volumes, from HU."""
-    real = root / "real"
-    volumes = {case_id: read_volume(volume_path(root / "tree", case_id)) for case_id in cases}
-    labels = {case_id: segment(volume.hu, volume.grid.spacing_mm) for case_id, volume in volumes.items()}
-    for case_id, volume in volumes.items():
-        write_volume(real / f"{case_id}.nii.gz", volume)
-    found = {}
-    for number, (name, damage) in enumerate(DAMAGES.items()):
-        made = root / f"made{number}"
-        for case_id, volume in volumes.items():
-            hu = damage(volume.hu, labels[case_id], volume.grid.spacing_mm)
-            write_volume(made / f"{case_id}.nii.gz", Volume(hu, volume.grid))
-        summary = score(made, real, root / f"scores{number}", cache_dir=root / "segmented")
-        found[name] = {column: summary["metrics"][column]["value"] for column in COLUMNS}
-    return found
-
-
-def of_labels(root: Path, cases: list[str]) -> dict[str, dict[str, float | None]]:
-    """Return damage -> measure -> mean over the volumes, from the 20 largest organs of the exact masks."""
-    names = {f"{ERASED} of {ORGANS} organs erased": None, "one organ shifted": SHIFT_MM}
-    found = {}
-    for number, (name, shift_mm) in enumerate(names.items()):
-        for case_id in cases:
-            labels, grid = read_labels(mask_path(root / "tree", case_id))
-            counts = np.bincount(labels.ravel(), minlength=256)
-            largest = np.argsort(counts[1:], kind="stable")[::-1][:ORGANS] + 1
-            real = np.where(np.isin(labels, largest), labels, 0)
-            made = np.where(np.isin(real, largest[:: ORGANS // ERASED][:ERASED]), 0, real)
-            if shift_mm is not None:
-                organ = largest[0]
-                made = np.where(real == organ, 0, real)
-                made[np.roll(real == organ, round(shift_mm / grid.spacing_mm[2]), axis=2)] = organ
-            write_labels(root / f"labels{number}" / "made" / f"{case_id}.nii.gz", made, grid)
-            write_labels(root / f"labels{number}" / "real" / f"{case_id}.nii.gz", real, grid)
-        folder = root / f"labels{number}"
-        summary = compare_label_maps(folder / "made", folder / "real", folder / "scores")
-        found[f"label maps: {name}"] = {c: summary["metrics"].get(c, {}).get("value") for c in COLUMNS}
-    return found
-
-
-def main() -> None:
-    """Print the matrix as Markdown."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_tree(root / "tree", PHANTOM)
-        cases = [scan.case_id for scan in scans(PHANTOM) if scan.case_id.startswith("valid")]
-        found = of_volumes(root, cases) | of_labels(root, cases)
-    print("# What moves which measure\n")
-    print(
-        f"{len(cases)} phantom chests, each damaged in one way and scored against itself; means over them. Printed by"
+def chests(size: Size) -> Iterator[tuple[str, Chest, Scan]]:
+    """Yield the phantoms' upper `HEIGHT_MM`, with their organs."""
+    config = PhantomConfig(
+        num_train_patients=size.volumes, size=size.size, seed=size.seed, spacing_z_mm=[HEIGHT_MM / size.slices]
     )
-    print(
-        "`python -m benchmarks.sensitivity`. Bold: moved from what the undamaged volume scores, by 0.02, or by 1 in mm,"
-    )
-    print(
-        "HU and counts. Correlation, texture and their like are read against 1: a blurred lung correlates too well.\n"
-    )
-    print("| damage | " + " | ".join(f"`{column}`" for column in COLUMNS) + " |")
-    print("|" + " --- |" * (len(COLUMNS) + 1))
-    for name, values in found.items():
-        print(
-            f"| {name} | "
-            + " | ".join(_cell(column, values[column], found["none"][column]) for column in COLUMNS)
-            + " |"
-        )
+    for number in range(1, size.volumes + 1):
+        scan = Scan(config, "train", number)
+        hu, labels = (array[-size.slices :] for array in scan.render())
+        yield scan.case_id, Chest(hu, labels, scan.grid.spacing_mm), scan
 
 
-def _cell(column: str, value: float | None, undamaged: float) -> str:
-    if value is None:
-        return "-"
-    least = 1.0 if column in ("hd95_mm", "missed", "drift_hu", "drift_range_hu") else 0.02
-    text = f"{value:.2f}"
-    return f"**{text}**" if abs(value - undamaged) >= least else text
+def write_volumes(folder: Path, size: Size) -> None:
+    """Write `<perturbation>/volumes/` and `<perturbation>/labels/`."""
+    names, found, scans = zip(*chests(size), strict=True)
+    grid = Grid(found[0].hu.shape, scans[0].grid.affine)  # one for all, so that another patient's volume fits
+    for number, (name, chest) in enumerate(zip(names, found, strict=True)):
+        other = found[(number + 1) % len(found)]
+        for row, (key, perturbation) in enumerate(PERTURBATIONS.items()):
+            hu, labels = perturbation.apply(chest, other, np.random.default_rng([size.seed, number, row]))
+            write_volume(folder / key / "volumes" / f"{name}.nii.gz", Volume(hu.astype(np.float32), grid))
+            write_labels(folder / key / "labels" / f"{name}.nii.gz", labels.astype(np.uint8), grid)
+
+
+def measure(folder: Path, weights_dir: Path, jobs: int = 1) -> Matrix:
+    """Score what `write_volumes` wrote, and compare each perturbation with the volumes themselves."""
+    resources, wanted = Resources(weights_dir), [name for names in COLUMNS.values() for name in names]
+    asked = [name for name in wanted if name not in LABELS]
+    real, found = folder / IDENTITY, {}
+    for key in PERTURBATIONS:
+        print(f"scoring: {key}", flush=True)
+        made = folder / key
+        options = {"metrics": asked, "jobs": jobs, "resources": resources, "cache_dir": folder / "real"}
+        of_volumes = score(made / "volumes", real / "volumes", made / "scores", settings=Settings(), **options)
+        compare_label_maps(made / "labels", real / "labels", made / "fidelity", Rules(ids=ORGANS), jobs=jobs)
+        found[key] = of_volumes["metrics"], _per_case(made / "scores"), _per_case(made / "fidelity")
+    return {key: {name: _cell(name, found[key], found[IDENTITY]) for name in wanted} for key in found}
+
+
+def _per_case(folder: Path) -> dict[str, Mapping]:
+    return {path.stem: read_json(path)["measures"] for path in sorted((folder / "per_case").glob("*.json"))}
+
+
+def _cell(name: str, found: tuple, identity: tuple) -> Cell:
+    entry = found[0].get(name, {})
+    if entry.get("statistic") == "set" or (name not in LABELS and entry.get("value") is None):
+        low, floor = entry.get("low"), entry.get("floor")
+        moved = int(low is not None and floor is not None and low > floor)
+        return Cell(entry.get("value"), low, entry.get("high"), floor, moved)
+    side, key = (2, name.removeprefix("labels.")) if name in LABELS else (1, name)
+    cases = [case for case in found[side] if found[side][case].get(key) is not None]
+    compared = paired(*([of[side][case][key] for case in cases] for of in (found, identity)), cases)
+    low, high = compared.difference_interval or (None, None)
+    seen = low is not None and not low <= 0 <= high and abs(compared.difference) >= _half_a_digit(spec_of(name))
+    return Cell(compared.mean_a, low, high, moved=int(np.sign(compared.difference)) if seen else 0)
+
+
+def spec_of(name: str) -> Metric:
+    """Return what a column is called and how it is printed."""
+    return metric(name.removeprefix("labels."))
+
+
+def _half_a_digit(spec: Metric) -> float:
+    """Return the least difference that is printed."""
+    return 0.5 * 10.0**-spec.digits / (100 if spec.percent else 1)
+
+
+def claims(key: str) -> dict[str, int]:
+    """Return metric -> how it must move, of a perturbation."""
+    row = PERTURBATIONS[key]
+    return dict.fromkeys(row.rises, 1) | dict.fromkeys(row.falls, -1) | dict.fromkeys(row.stays, 0)
+
+
+def violations(matrix: Matrix) -> list[str]:
+    """Return what does not hold; metrics without a number (their weights are not there) are passed over."""
+    words = {1: "rise", -1: "fall", 0: "stay"}
+    return [
+        f"{key}: {name} must {words[claim]}: {matrix[key][name]}, itself {matrix[IDENTITY][name].value}"
+        for key in matrix
+        for name, claim in claims(key).items()
+        if matrix[key][name].value is not None and matrix[key][name].moved != claim
+    ]
+
+
+def report(matrix: Matrix, size: Size, wrong: Sequence[str]) -> str:
+    """Return the matrix in Markdown, a table for each kind of metric."""
+    lines = [
+        "# Which metric sees what",
+        "",
+        f"{size.volumes} phantom volumes of {size.slices} x {size.size} x {size.size} voxels, each made wrong in a "
+        "known way and scored against itself. Written by",
+        "",
+        f"    python -m benchmarks.sensitivity --volumes {size.volumes} --size {size.size} --slices {size.slices} "
+        f"--seed {size.seed} --out runs/sensitivity --weights WEIGHTS --report docs/sensitivity.md",
+        "",
+        f"with Python {platform.python_version()}, {', '.join(_versions())}.",
+        "",
+        "▲ risen, ▼ fallen: the 95 % interval of the difference from the volume itself (bootstrap over volumes) "
+        "excludes 0, and the difference would be printed; of a distance between sets: its interval lies above "
+        "the distance of real from real. **Bold**: it must move so, = : it must not move, as "
+        "`benchmarks/perturbations.py` says for a run of about this size; the run checks it: "
+        + (f"{len(wrong)} did not hold." if wrong else "all of it held."),
+        "",
+        "A dash: its weights were not there.",
+    ]
+    for title, names in COLUMNS.items():
+        specs = [spec_of(name) for name in names]
+        heads = [f"{_head(s)}{f' ({s.printed_unit})' if s.percent else ''}" for s in specs]
+        lines += ["", f"## {title}", "", f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(names)}"]
+        for key, perturbation in PERTURBATIONS.items():
+            cells = [_printed(matrix[key][name], spec_of(name), claims(key).get(name)) for name in names]
+            lines.append(f"| {perturbation.title} | {' | '.join(cells)} |")
+    lines += ["", "## What was done, and what follows", ""]
+    for perturbation in PERTURBATIONS.values():
+        lesson = f"; {perturbation.lesson}" if perturbation.lesson else ""
+        lines.append(f"- **{perturbation.title}** ({perturbation.what}){lesson}.")
+    lines += [
+        "",
+        "Blur, noise and offset leave the exact label maps as they are by construction. " + _of_sets(matrix),
+        "",
+        "What must and must not move is a description that is kept from now on, no blind prediction. Expected at first, "
+        "and not borne out by a run:",
+        "",
+        *(f"- {text}" for text in CORRECTED),
+        "",
+        "Claimed once a run had shown it:",
+        "",
+        *(f"- {text}" for text in ADDED),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _of_sets(matrix: Matrix) -> str:
+    floors = {name: cell.floor for name, cell in matrix[IDENTITY].items() if cell.floor is not None}
+    if not floors:
+        return "Distances between sets need weights."
+    known = ", ".join(f"{_head(spec_of(name))} {value:.1f}" for name, value in floors.items())
+    return (
+        f"Real against real, by split halves: {known}. With so few volumes that is much: a distance that lies below it "
+        "here may rise above it with more."
+    )
+
+
+def _head(spec: Metric) -> str:
+    return spec.title.replace("-\n", "").replace("\n", " ")
+
+
+def _printed(cell: Cell, spec: Metric, claim: int | None) -> str:
+    if cell.value is None:
+        return "–"
+    text = f"{cell.value * (100 if spec.percent else 1):.{spec.digits}f}"
+    text = f"{text.removeprefix('-') if float(text) == 0 else text}{ {1: ' ▲', -1: ' ▼', 0: ''}[cell.moved] }"
+    return {None: text, 0: f"{text} ="}.get(claim, f"**{text}**")
+
+
+def _versions() -> Iterator[str]:
+    for package in PACKAGES:
+        try:
+            yield f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def run(folder: Path, size: Size, weights_dir: Path, jobs: int = 1) -> tuple[Matrix, list[str]]:
+    """Write, score and check; return the matrix and what does not hold."""
+    write_volumes(folder, size)
+    matrix = measure(folder, weights_dir, jobs)
+    wrong = violations(matrix)
+    cells = {key: {name: asdict(cell) for name, cell in row.items()} for key, row in matrix.items()}
+    write_json(folder / "sensitivity.json", {"size": asdict(size), "matrix": cells, "violations": wrong})
+    return matrix, wrong
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    command = argparse.ArgumentParser(description="The metric sensitivity matrix on the phantom.")
+    for name, default in asdict(Size()).items():
+        command.add_argument(f"--{name}", type=int, default=default)
+    command.add_argument("--weights", type=Path, default=None)
+    command.add_argument("--jobs", type=int, default=1)
+    command.add_argument("--out", type=Path, default=Path("runs/sensitivity"))
+    command.add_argument("--report", type=Path, help="default: sensitivity.md in --out")
+    given = command.parse_args()
+    size = Size(given.volumes, given.size, given.slices, given.seed)
+    matrix, wrong = run(given.out, size, weights.folder(given.weights), given.jobs)
+    text = report(matrix, size, wrong)
+    write_text(given.report or given.out / "sensitivity.md", text)
+    print(text)
+    for line in wrong:
+        print(f"does not hold: {line}")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from evaluation.features.store import FeatureStore
 from evaluation.pair import CaseFiles, Pair
 from evaluation.weights import folder
 from trace_lightning.artifacts import file_digest
+from trace_lightning.errors import UserError
 
 Numbers = dict[str, float | None]
 Reasons = dict[str, str]  # why a number is None
@@ -52,6 +53,22 @@ class Resources:
     weights: Path = field(default_factory=folder)
     device: str = "cpu"
     ct_clip: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a device that is not there, before hours of work.
+
+        Raises:
+            UserError: no such device, or not here.
+        """
+        if self.device == "cpu":
+            return
+        import torch
+
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+            reason = str(error).splitlines()[0]
+            raise UserError(f"device: {self.device}: cannot be used here ({reason}); cpu always can") from None
 
 
 class CaseMeasure(Protocol):

@@ -134,6 +134,8 @@ def score(
         references = references.without(unreadable)
     scoring = Scoring(settings, selection, references, out_dir)
     texts = {name: _prompt(name, prompts or {}, generated[name], real[name]) for name in names.both}
+    if prompts is not None:
+        _warn([name for name, text in texts.items() if not text], len(texts), "volumes have no prompt")
     cases = [
         CaseFiles(
             name,

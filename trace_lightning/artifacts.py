@@ -228,8 +228,8 @@ def _open_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     try:
         image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise UserError(f"{path}: cannot be read as MetaImage ({str(error).splitlines()[-1].strip()})") from None
+    except RuntimeError:  # ITK gives the last error of the system as its reason, whatever that was about
+        raise UserError(f"{path}: cannot be read as MetaImage; the file may be truncated") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(f"{path}: a volume has 3 axes and one number a voxel, this file has {image.GetSize()}")
     affine = np.eye(4)
