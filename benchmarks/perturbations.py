@@ -153,14 +153,15 @@ COLUMNS = {
 }
 
 CORRECTED = (
-    "drift does not stand still under noise, an offset or a shift: the body's border is found elsewhere, and a size of a "
-    "difference can only rise",
+    "drift does not stand still under noise, an offset or a shift: the body's border is found elsewhere, and a size of "
+    "a difference can only rise",
     "LPIPS does not rise where only the heart is shifted",
-    "correlation at z + 4 does not fall where slices are shuffled or noisy for certain: it is near 0 in the real volumes",
+    "correlation at z + 4 does not fall for certain where slices are shuffled or noisy: it is near 0 in real volumes",
     "body flickering does not stand still in a shifted body",
 )  # what was expected at first, and a run did not bear out
 ADDED = (
-    "correlation that rises with an erased lobe, a shifted body or another patient; texture that rises with a shifted body",
+    "correlation that rises with an erased lobe, a shifted body or another patient; texture that rises with a shifted "
+    "body",
     "flickering that improves with erased organs; measures along z and LPIPS where slices are repeated",
     "distances between sets that leave the floor (blurred, shuffled), and some of those that do not",
 )  # claims that were made once a run had shown them

@@ -202,8 +202,8 @@ def report(matrix: Matrix, size: Size, wrong: Sequence[str]) -> str:
         "",
         "Blur, noise and offset leave the exact label maps as they are by construction. " + _of_sets(matrix),
         "",
-        "What must and must not move is a description that is kept from now on, no blind prediction. Expected at first, "
-        "and not borne out by a run:",
+        "What must and must not move is a description that is kept from now on, no blind prediction. Expected at "
+        "first, and not borne out by a run:",
         "",
         *(f"- {text}" for text in CORRECTED),
         "",
