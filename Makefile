@@ -15,7 +15,7 @@ export UV_PYTHON_DOWNLOADS := never
 .PHONY: help setup ablation-table1 ablation-table2 fig5-masks smoke table status show test bench-loader bench-evaluation bench-sensitivity lint format lock clean
 
 help:  ## Print the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo "  variables: PROFILE=$(PROFILE) SEED=$(SEED) VENV=$(VENV) PYTHON=$(PYTHON) INSTALLER=uv|pip"
 
 $(PY):
