@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("trace_lightning", "evaluation", "experiments")
+OURS = ("trace_lightning", "evaluation", "baselines", "experiments")
 LEAVES = {f"trace_lightning.{name}" for name in ("anatomy", "artifacts", "config", "errors", "protocol")}
 DATA = LEAVES | {"trace_lightning.data", "trace_lightning.device"}
 MODELS = {"trace_lightning.models", "trace_lightning.config", "trace_lightning.errors", "trace_lightning.anatomy"}
@@ -26,6 +26,16 @@ MAY_IMPORT: list[tuple[str, set[str]]] = [
     ("trace_lightning/sampling/", SAMPLING),
     ("trace_lightning/", {"trace_lightning"}),
     ("evaluation/", {"evaluation", *(f"trace_lightning.{name}" for name in ("anatomy", "artifacts", "errors"))}),
+    (
+        "baselines/",
+        {
+            "baselines",
+            *(
+                f"trace_lightning.{name}"
+                for name in ("anatomy", "artifacts", "config", "data", "device", "errors", "fitting", "protocol")
+            ),
+        },
+    ),
     ("experiments/", set(OURS)),
 ]
 # Third-party packages that a folder must do without, even inside functions.
@@ -34,6 +44,7 @@ MUST_NOT_IMPORT = {
     "trace_lightning/anatomy/": {"torch", "lightning"},
     "trace_lightning/artifacts.py": {"torch", "lightning"},
     "evaluation/": {"lightning", "diffusers"},
+    "baselines/generatect/models/": {"lightning"},
 }
 
 
@@ -86,6 +97,9 @@ def test_imports_point_one_way(path):
         ("trace_lightning/anatomy/bad.py", "from trace_lightning.artifacts import Volume"),
         ("trace_lightning/sampling/bad.py", "from trace_lightning.module import TraceModule"),
         ("trace_lightning/bad.py", "import experiments.load"),
+        ("trace_lightning/bad.py", "from baselines.generatect.config import GenerateCTConfig"),
+        ("baselines/generatect/bad.py", "from trace_lightning.module import TraceModule"),
+        ("evaluation/bad.py", "from baselines import generatect"),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path, name, text):

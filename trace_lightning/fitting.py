@@ -94,7 +94,7 @@ def fit(
         devices=1,
         max_steps=datamodule.num_steps,
         precision=settings.precision,
-        gradient_clip_val=settings.grad_clip,
+        gradient_clip_val=settings.grad_clip if module.automatic_optimization else None,  # else the module clips
         check_val_every_n_epoch=None,
         val_check_interval=min(settings.val_every_steps, datamodule.num_steps),
         num_sanity_val_steps=0,

@@ -1,0 +1,1 @@
+"""Other people's methods on TRACE's data, one folder each."""
