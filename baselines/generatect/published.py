@@ -46,7 +46,7 @@ PARTS = {
     "transformer": Part("", "maskgit.", ("ctvit.",)),
     "super_resolution": Part("ema", "1.ema_model.", ("0.", "1.online_model.", "1.initted", "1.step")),
 }
-DISCRIMINATOR = Part("", "discr.", ())  # in the tokenizer's file
+DISCRIMINATOR = Part("", "discr.", ("",))  # in the tokenizer's file, whatever else that holds
 
 
 def import_published(experiment: GenerateCTExperiment, files: dict[str, Path], folder: Path) -> None:
@@ -87,12 +87,12 @@ def load_part(network: nn.Module, path: Path, part: Part) -> None:
         UserError: names the file and what is missing, unexpected, or of another shape.
     """
     state = _read(path, part.key)
-    own = {name.removeprefix(part.prefix): value for name, value in state.items() if name.startswith(part.prefix)}
-    if not part.prefix:
-        own = {name: value for name, value in own.items() if not name.startswith(part.also)}
-        strange = []
-    else:
-        strange = [name for name in state if not name.startswith((part.prefix, *part.also))] if part.also else []
+
+    def is_own(name: str) -> bool:
+        return name.startswith(part.prefix) and bool(part.prefix or not name.startswith(part.also))
+
+    own = {name.removeprefix(part.prefix): value for name, value in state.items() if is_own(name)}
+    strange = [name for name in state if not is_own(name) and not name.startswith(part.also)]
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     problems = {
         "missing": [part.prefix + name for name in wanted if name not in own],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -49,15 +50,14 @@ def text_dim(experiment: GenerateCTExperiment) -> int:
 
 
 def identity(experiment: GenerateCTExperiment) -> list:
-    """Return what the embeddings depend on: the tower, and the contents of its files where they are given."""
+    """Return what the embeddings depend on: the tower, and the contents of T5's files where they are given."""
     config = experiment.generatect
     if config.text == "open_clip":
-        tower = experiment.text
-        return [tower.architecture, tower.pretrained, tower.seed, open_clip_text.weights_stamp(tower)]
+        return ["open_clip", asdict(experiment.text)]
     if config.t5_weights == "hub":
-        return [HUB_NAME]
+        return ["t5", HUB_NAME]
     files = sorted(path for path in Path(config.t5_weights).glob("*") if path.is_file())
-    return ["t5", *(file_digest(path) for path in files)]
+    return ["t5", *(_digest_once(path, path.stat().st_mtime_ns) for path in files)]
 
 
 def describe(experiment: GenerateCTExperiment) -> str:
@@ -76,6 +76,12 @@ def _embed_t5(prompt: str, weights: str) -> np.ndarray:
     encoded = tokenizer(prompt, return_tensors="pt", max_length=MAX_TOKENS, truncation=True)
     with torch.no_grad():
         return encoder(**encoded).last_hidden_state[0].float().numpy()
+
+
+@cache
+def _digest_once(path: Path, changed: int) -> str:
+    """Return the digest of a file's bytes; a gigabyte is read once a process."""
+    return file_digest(path)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from trace_lightning.protocol import Progress
 
 if TYPE_CHECKING:
     from baselines.generatect.models.ctvit import CTViT
+    from baselines.generatect.module import Phase
+    from baselines.generatect.views import EncodedView
     from trace_lightning.data.cache import PreparedCase
 
 
@@ -88,8 +91,9 @@ def network_keys(experiment: GenerateCTExperiment, *phases: str) -> dict:
         "window_hu": [experiment.data.hu_min, experiment.data.hu_max],
         "num_slices": config.num_slices,
         "factor": config.super_resolution.factor,
-        "text": text.identity(experiment),
     }
+    if set(phases) != {"tokenizer"}:
+        keys["text"] = text.identity(experiment)
     for phase in phases:
         keys[phase] = asdict(getattr(config, phase))
         del keys[phase]["train"]
@@ -105,7 +109,13 @@ def phase_keys(experiment: GenerateCTExperiment, phase: str, tokenizer: Path) ->
     }
 
 
-def encode_cases(tokenizer: CTViT, cases: list[PreparedCase], experiment, folder: Path, progress: Progress) -> None:
+def encode_cases(
+    tokenizer: CTViT,
+    cases: Sequence[PreparedCase],
+    experiment: GenerateCTExperiment,
+    folder: Path,
+    progress: Progress,
+) -> None:
     """Write tokens and reconstruction of each case; what is there already is left alone."""
     import numpy as np
     import torch
@@ -126,7 +136,15 @@ def encode_cases(tokenizer: CTViT, cases: list[PreparedCase], experiment, folder
         write_array(reconstruction_path(folder, case.case_id), reconstruction.half().cpu().numpy())
 
 
-def _train_encoded(experiment, phase: str, module, view, folder: Path, progress: Progress, tokenizer: Path) -> None:
+def _train_encoded(
+    experiment: GenerateCTExperiment,
+    phase: str,
+    module: type[Phase],
+    view: type[EncodedView],
+    folder: Path,
+    progress: Progress,
+    tokenizer: Path,
+) -> None:
     """Encode the training and validation cases, then train a phase on them."""
     from baselines.generatect import text
     from baselines.generatect.module import build_tokenizer

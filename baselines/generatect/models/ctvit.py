@@ -119,8 +119,3 @@ class CTViT(nn.Module):
     def _transformer(self, depth: int, mixed_axes: bool = False) -> Transformer:
         config = self.config
         return Transformer(config.dim, depth, config.heads, config.head_dim, causal_peg=True, mixed_axes=mixed_axes)
-
-
-def odd_length(num_slices: int, slice_patch: int) -> int:
-    """Return the smallest 1 + k slice_patch that is at least `num_slices`."""
-    return 1 + -(-(num_slices - 1) // slice_patch) * slice_patch

@@ -63,8 +63,6 @@ def test_impossible_values_are_refused_by_name(key, value, message):
 def test_volumes_of_different_lengths_cannot_share_a_batch():
     for phase in ("tokenizer", "transformer"):
         made = experiment(fixed())
-        made.generatect.tokenizer.window = None
-        made.generatect.tokenizer.train.batch_size = 1
         getattr(made.generatect, phase).train.batch_size = 2
         with pytest.raises(UserError, match=rf"{phase}.train.batch_size > 1 needs"):
             validate_generatect(made)
