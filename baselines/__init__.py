@@ -1,1 +1,1 @@
-"""Other people's methods on TRACE's data, one folder each."""
+"""The methods that TRACE is compared with, one folder each, on the same data and protocol."""
