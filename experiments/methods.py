@@ -106,6 +106,7 @@ METHODS = {
             "trace_lightning/device.py",
             "trace_lightning/monitoring.py",
             "trace_lightning/module.py",
+            "trace_lightning/fitting.py",
             "trace_lightning/training.py",
             "trace_lightning/models/*.py",
             "trace_lightning/sampling/guidance_map.py",

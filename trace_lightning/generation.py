@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trace_lightning.anatomy.grid import Grid, resample
-from trace_lightning.artifacts import Volume, digest, read_json
+from trace_lightning.artifacts import Volume
 from trace_lightning.config import Experiment, uses_text
 from trace_lightning.data.flow import volume_mask_flow
 from trace_lightning.data.masks import class_map
@@ -20,14 +20,15 @@ from trace_lightning.data.preprocess import model_grid, unit_to_hu
 from trace_lightning.data.text import embed_prompts, text_dim
 from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
 from trace_lightning.errors import UserError
+from trace_lightning.fitting import load_weights
 from trace_lightning.models.denoiser import Denoiser, num_frames
 from trace_lightning.models.mask_encoding import encode_masks
 from trace_lightning.module import build_denoiser
-from trace_lightning.protocol import WEIGHTS, Case, Generated, Progress
+from trace_lightning.protocol import Case, Generated, Progress
 from trace_lightning.sampling import independent, overlap
 from trace_lightning.sampling.ddim import DDIM, InitialNoise
 from trace_lightning.sampling.volume import VolumeConditions
-from trace_lightning.training import RECORD, network_keys
+from trace_lightning.training import network_keys
 
 SAMPLERS = {
     "independent": (independent.sample_independent, independent.evaluations_per_slice),
@@ -41,19 +42,10 @@ def load_generator(experiment: Experiment, training_folder: Path) -> TraceGenera
     Raises:
         UserError: no finished training there, or weights of another network.
     """
-    from safetensors.torch import load_file
-
-    record = read_json(Path(training_folder) / RECORD)
-    wanted = network_keys(experiment)
-    if record["digest"] != digest(wanted):
-        differing = [key for key in wanted if record["network"].get(key) != wanted[key]]
-        raise UserError(
-            f"{training_folder}: a checkpoint of another experiment; it differs from {experiment.name} in "
-            f"{', '.join(differing)}. Train {experiment.name}, or name the run that these weights belong to"
-        )
+    weights = load_weights(training_folder, network_keys(experiment), experiment.name)
     device = torch.device(pick_device(experiment.run.device))
     denoiser = build_denoiser(experiment, text_dim(experiment.text))
-    denoiser.load_state_dict(load_file(Path(training_folder) / WEIGHTS))
+    denoiser.load_state_dict(weights)
     return TraceGenerator(experiment, denoiser.to(device).eval(), device)
 
 

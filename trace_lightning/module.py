@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lightning
-import numpy as np
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from trace_lightning.config import Experiment
+from trace_lightning.fitting import step_generator
 from trace_lightning.models.conditioners import Conditions
 from trace_lightning.models.denoiser import Denoiser, num_frames
 from trace_lightning.models.mask_encoding import encode_masks
@@ -48,6 +48,11 @@ class TraceModule(lightning.LightningModule):
             prediction_type=diffusion.prediction_type,
             rescale_betas_zero_snr=diffusion.rescale_betas_zero_snr,
         )
+
+    @property
+    def network(self) -> Denoiser:
+        """The network whose weights are kept."""
+        return self.denoiser
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """Return the loss of Eq. 5 on a batch of pairs, and log it with Eq. 4's coherence."""
@@ -122,8 +127,7 @@ class TraceModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _generator(self, purpose: int, index: int) -> torch.Generator:
-        seed = np.random.SeedSequence([self.experiment.seed, purpose, index]).generate_state(1, np.uint64)[0]
-        return torch.Generator(device=self.device).manual_seed(int(seed >> np.uint64(1)))
+        return step_generator(self.experiment.seed, purpose, index, self.device)
 
     @staticmethod
     def _chance(probability: float, count: int, generator: torch.Generator) -> Tensor:

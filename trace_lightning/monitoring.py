@@ -34,8 +34,8 @@ class AveragedWeights(EMAWeightAveraging):
     """
 
     def network_weights(self) -> dict[str, torch.Tensor]:
-        """Return the averaged weights of the denoiser, on the CPU."""
-        network = self._average_model.module.denoiser
+        """Return the averaged weights of the module's `network`, on the CPU."""
+        network = self._average_model.module.network
         return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 

@@ -10,9 +10,10 @@ from trace_lightning.artifacts import file_digest, read_json, write_json
 from trace_lightning.config import Experiment
 from trace_lightning.data import cache
 from trace_lightning.errors import UserError
+from trace_lightning.fitting import CHECKPOINT, RECORD
 from trace_lightning.generation import load_generator
 from trace_lightning.protocol import WEIGHTS
-from trace_lightning.training import CHECKPOINT, RECORD, train
+from trace_lightning.training import train
 
 KILLED = """
 import os, sys
@@ -71,7 +72,7 @@ def test_killed_after_the_last_step_the_weights_are_still_the_average(prepared, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("trace_lightning.training._write_result", power_cut)
+        patched.setattr("trace_lightning.fitting.write_result", power_cut)
         train(experiment, tmp_path, silent)
     assert (tmp_path / CHECKPOINT).is_file()
     train(experiment, tmp_path, silent)
