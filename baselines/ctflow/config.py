@@ -47,6 +47,7 @@ class TrainConfig(OptimizerConfig):
     decay_rate: float = 2.0
     text_dropout: float = 0.0  # as published, hence no guidance; 0.1 teaches the empty prompt
     start_share: float = 0.5  # StartBoost: share of samples that begin with the first clip
+    end_slices: int = 32  # white slices behind each volume (their number is not published)
     aligned_share: float = 0.0  # share of the other samples that begin at a multiple of the clip's length
     end_weight: float = 0.1  # of the end head's loss
 
@@ -105,6 +106,9 @@ class STDiTConfig:
     timestep_scale: float = 1.0  # t is multiplied by it; as published t in [0, 1] enters sinusoids made for 0..1000
     geometry: bool = False  # the clip's place, the length wanted and the spacing in mm join the time embedding
     end_head: bool = False  # says of each slice whether it lies beyond the end
+    published: str | None = (
+        None  # folder `denoiser_ema` or hub name (EnyaWoooo/CTFlow): its weights, without a training
+    )
 
 
 @dataclass
@@ -183,7 +187,8 @@ def validate(experiment: CTFlowExperiment) -> None:
             raise UserError(f"experiment {experiment.name}: ctflow.{message}")
 
     need(
-        len(model.patch_size) == 3 and min(model.patch_size) >= 1, "model.patch_size is (slices, rows, columns), each >= 1"
+        len(model.patch_size) == 3 and min(model.patch_size) >= 1,
+        "model.patch_size is (slices, rows, columns), each >= 1",
     )
     need(
         model.clip_length >= 1 and model.clip_length % model.patch_size[0] == 0,
@@ -213,6 +218,7 @@ def validate(experiment: CTFlowExperiment) -> None:
         need(0 < optimizer.min_lr <= optimizer.lr, f"0 < {name}.min_lr <= {name}.lr")
         need(0 <= optimizer.ema_decay < 1, f"{name}.ema_decay lies in [0, 1)")
         need(optimizer.warmup_steps >= 0, f"{name}.warmup_steps is not negative")
+    need(train.end_slices >= 1, "train.end_slices is at least 1: without white slices no volume ends")
     for key in ("text_dropout", "start_share", "aligned_share"):
         need(0 <= getattr(train, key) <= 1, f"train.{key} is a share in [0, 1]")
     need(0 <= config.flow.sigma_min < 1, "flow.sigma_min lies in [0, 1)")
@@ -231,6 +237,6 @@ def validate(experiment: CTFlowExperiment) -> None:
         "sample.guidance_scale guides away from the empty prompt, which train.text_dropout=0 never taught",
     )
     need(
-        experiment.data.min_slices >= 1 and experiment.evaluate is not None,
-        "data.min_slices is at least 1",
+        model.published is None or not (model.geometry or model.end_head),
+        "model.published has neither geometry nor an end head: set model.geometry=false and model.end_head=false",
     )

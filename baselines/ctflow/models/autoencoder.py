@@ -1,4 +1,4 @@
-"""Slices to latents and back, slice by slice: diffusers' AutoencoderKL (FLUX, or one trained here) or the tiny FLUX.2 VAE.
+"""Slices to latents and back: diffusers' AutoencoderKL (FLUX, or one trained here) or the tiny FLUX.2 VAE.
 
 `SliceAutoencoder` hides what they differ in: value range, channels, scaling of the latents.
 """
@@ -43,7 +43,7 @@ class SliceAutoencoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents_NCHW: Tensor) -> Tensor:
-        """Return slices (N, H, W), [-1, 1] up to the autoencoder's errors; white ends up above 1 where there is room."""
+        """Return slices (N, H, W), in [-1, 1] but for the autoencoder's errors and for white, which may lie above."""
         images = self.network.decode(latents_NCHW / self.scale + self.shift).sample.mean(dim=1)  # grey
         return (images - self.low) / (self.high - self.low) * 2 - 1
 
@@ -54,13 +54,16 @@ class SliceAutoencoder(nn.Module):
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents - self.shift) * self.scale
 
-    def black(self, size: int, device: torch.device) -> Tensor:
-        """Return the latents (c, h, w) of a slice of air, of which the clip before the first one is made."""
-        return self.encode(torch.full((1, size, size), -1.0, device=device))[0]
+    def ends(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return the latents (c, h, w) of a slice of air, as before a volume, and of a white one, as behind it."""
+        air = self.encode(torch.full((1, size, size), -1.0, device=self.device))
+        white = self.encode_images(torch.full((1, size, size), WHITE, device=self.device))
+        return air[0], white[0]
 
-    def white(self, size: int, device: torch.device) -> Tensor:
-        """Return the latents (c, h, w) of a white slice, as they follow a volume's end."""
-        return self.encode_images(torch.full((1, size, size), WHITE, device=device))[0]
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.network.device
 
 
 def load_autoencoder(config: AutoencoderConfig, own: Path | None = None) -> SliceAutoencoder:
@@ -97,6 +100,8 @@ def build_own(config: OwnAutoencoderConfig) -> AutoencoderKL:
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
+        scaling_factor=1.0,  # set after training
+        shift_factor=0.0,
     )
 
 

@@ -124,7 +124,7 @@ class STDiTBlock(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
 
     def forward(self, tokens_BNC: Tensor, time_B6C: Tensor, text_BTC: Tensor, frame_positions: Tensor | None) -> Tensor:
-        """Return the tokens (B, N, C), N = frames x places; `frame_positions` (1, frames, C) joins the temporal branch."""
+        """Return (B, N, C), N = frames x places; `frame_positions` (1, frames, C) joins the temporal branch."""
         batch, _, dim = tokens_BNC.shape
         modulation = self.scale_shift_table + time_B6C
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)  # (B, 1, C)
@@ -171,9 +171,7 @@ class STDiT(nn.Module):
         num_text_tokens: T.
     """
 
-    def __init__(
-        self, model: STDiTConfig, latent_channels: int, latent_size: int, text_dim: int, num_text_tokens: int
-    ):
+    def __init__(self, model: STDiTConfig, latent_channels: int, latent_size: int, text_dim: int, num_text_tokens: int):
         super().__init__()
         dim = model.hidden_size
         self.patch_size, self.channels = tuple(model.patch_size), latent_channels
