@@ -103,12 +103,12 @@ class CTFlowGenerator:
         return Generated(
             case_id=case.case_id,
             volume=Volume(unit_to_hu(image, experiment.data), case.grid),
-            evaluations_per_slice=sampler.evaluations * sampled.num_clips / case.grid.shape[0],
+            evaluations_per_slice=sampler.evaluations * len(sampled.starts) / case.grid.shape[0],
             seconds=time.perf_counter() - started,
             peak_memory_bytes=peak_memory_bytes(self.device),
             details={
                 "setting": sample.setting,
-                "clips": sampled.num_clips,
+                "clip_starts": list(sampled.starts),
                 "ended_by": sampled.ended_by,
                 "own_slices": len(sampled.latents),
                 "own_length_mm": round(len(sampled.latents) * case.grid.spacing_mm[0], 3),

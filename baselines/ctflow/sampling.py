@@ -42,12 +42,12 @@ class Sampled:
 
     Attributes:
         latents: (D, c, h, w); D is the method's own length.
-        num_clips: clips that were generated.
+        starts: the first slice of each generated clip.
         ended_by: `white slices`, `end head`, `bound` (it did not end by itself), or `teacher` (Next-Block).
     """
 
     latents: Tensor
-    num_clips: int
+    starts: tuple[int, ...]
     ended_by: str
 
 
@@ -107,21 +107,21 @@ def sample_volume(
     """
     sample, length = sampler.sample, sampler.length
     made = volume.air.new_empty(0, *volume.air.shape) if head is None else head  # (D, c, h, w)
-    most, ended_by, num_clips = max_slices(sample, volume.grid.shape[0], length), BY_BOUND, 0
+    most, ended_by, starts = max_slices(sample, volume.grid.shape[0], length), BY_BOUND, []
     clips_left = sample.max_clips - (head is not None)
-    while ended_by == BY_BOUND and num_clips < clips_left and len(made) < most:
+    while ended_by == BY_BOUND and len(starts) < clips_left and len(made) < most:
         start = max(len(made) - sample.overlap, 0)
         clips, beyond = sampler.run(noise()[None], conditions_at(volume, made[:start], start, length))
         clip = clips[0].transpose(0, 1)  # (T, c, h, w)
         made = torch.cat([made[:start], blend(made[start:], clip)])
         advance(len(made))
-        num_clips += 1
+        starts.append(start)
         if sample.end == "head" and (beyond[0] > 0.5).any():
             end = int((beyond[0] > 0.5).int().argmax())
             made, ended_by = made[: max(start + end, 1)], BY_HEAD
         elif sample.end == "white" and is_white(clip[:1], volume.white, sample)[0]:  # as published, its first slice
             ended_by = BY_WHITE
-    return Sampled(trim_white(made[:most], volume.white, sample), num_clips, ended_by)
+    return Sampled(trim_white(made[:most], volume.white, sample), tuple(starts), ended_by)
 
 
 def sample_next_blocks(
@@ -148,7 +148,7 @@ def sample_next_blocks(
         clips, _ = sampler.run(torch.stack([noise() for _ in group]), conditions)
         made += list(clips.transpose(1, 2))  # (T, c, h, w) each
         advance(len(made) * length)
-    return Sampled(torch.cat(made)[: len(real)], len(starts), BY_TEACHER)
+    return Sampled(torch.cat(made)[: len(real)], tuple(starts), BY_TEACHER)
 
 
 def conditions_at(volume: VolumeConditions, before: Tensor, start: int, length: int) -> Conditions:
