@@ -134,11 +134,12 @@ class LatentClips(VolumeDataset):
         """Draw where a clip begins: at 0 (StartBoost), at a multiple of the clip's length, or anywhere."""
         train, length = self.experiment.ctflow.train, self.experiment.ctflow.model.clip_length
         last = max(num_slices + train.end_slices - length, 0)
-        first, aligned = self.rng(draw).random(2)
+        rng = self.rng(draw)
+        first, aligned = rng.random(2)
         if first < train.start_share:
             return 0
         step = length if aligned < train.aligned_share else 1
-        return step * int(self.rng(draw).integers(last // step + 1))
+        return step * int(rng.integers(last // step + 1))
 
     def clip(self, latents: np.ndarray, start: int) -> np.ndarray:
         """Return the clip (c, T, h, w) float32 from slice `start` on, with air before and white behind the volume."""

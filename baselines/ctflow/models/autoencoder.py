@@ -79,7 +79,7 @@ def load_autoencoder(config: AutoencoderConfig, own: Path | None = None) -> Slic
     loaders = {
         "kl": lambda: _load_kl(config.weights, config.subfolder),
         "tiny": lambda: load_tiny(Path(config.weights)),
-        "own": lambda: AutoencoderKL.from_pretrained(own, low_cpu_mem_usage=False),
+        "own": lambda: _load_kl(str(own), ""),
     }
     network = loaders[config.source]()
     return SliceAutoencoder(network.eval().requires_grad_(False), config.image_range)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.ctflow.config import CTFlowExperiment
@@ -29,6 +29,7 @@ def starts(num_slices: int, draws: int = 400, **train) -> np.ndarray:
     return np.array([made.start(Draw(n, 0), num_slices) for n in range(draws)])
 
 
+@settings(deadline=None)
 @given(num_slices=st.integers(1, 30), start=st.integers(-T, 40))
 def test_a_clip_holds_air_before_and_white_behind_the_volume(num_slices, start):
     latents = np.arange(num_slices, dtype=np.float16)[:, None, None, None]

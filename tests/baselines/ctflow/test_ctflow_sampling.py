@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.ctflow.checks import border_ratio
@@ -74,6 +74,7 @@ def values(found) -> np.ndarray:
     return found.latents[:, 0, 0, 0].numpy()
 
 
+@settings(deadline=None, max_examples=40)
 @given(end=st.integers(1, 60), overlap=st.sampled_from([0, 2, 4]), how=st.sampled_from(["white", "head"]))
 def test_a_volume_ends_where_the_network_says(end, overlap, how):
     found, _ = sample(wanted=60, last=end, overlap=overlap, end=how)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.ctflow.config import FlowConfig
@@ -23,6 +23,7 @@ def test_the_path_begins_at_the_data_and_ends_at_the_noise():
     assert torch.allclose(path(data, noise, torch.ones(3), FLOW), noise, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.floats(0.05, 0.95), st.floats(0, 0.5))
 def test_the_velocity_is_the_paths_derivative(t, sigma_min):
     data, noise = pair()
