@@ -1,4 +1,4 @@
-"""python -m evaluation score|fidelity|table|compare|metrics|weights: numbers from files on disk."""
+"""python -m evaluation score|fidelity|table|compare|lengths|memorisation|metrics|weights: numbers from files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trace_lightning.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from evaluation.inputs import Frames
 
 EXAMPLES = """\
 examples:
@@ -17,6 +21,8 @@ examples:
   python -m evaluation fidelity my_labels.nii.gz real_labels.nii.gz --out fidelity
   python -m evaluation table experiments/table1.yaml --profile phantom --seeds 0 1 2
   python -m evaluation compare runs/phantom/ours/seed0 runs/phantom/pfm_dag/seed0
+  python -m evaluation lengths scores_a scores_b --labels ours theirs --lengths 64 128 192 256 --out lengths
+  python -m evaluation memorisation my_volumes training_volumes heldout_volumes --out memorisation
   python -m evaluation metrics
   python -m evaluation weights check
 """
@@ -32,7 +38,16 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_score, _add_fidelity, _add_table, _add_compare, _add_metrics, _add_weights):
+    for add in (
+        _add_score,
+        _add_fidelity,
+        _add_table,
+        _add_compare,
+        _add_lengths,
+        _add_memorisation,
+        _add_metrics,
+        _add_weights,
+    ):
         add(commands)
     return top
 
@@ -85,9 +100,17 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--ct-clip", default="", metavar="MODULE:FUNCTION", help="your CT-CLIP: evaluation/ct_clip.py")
     command.add_argument("--cache", type=Path, metavar="DIR", help="what is known of real volumes (default: OUT/real)")
     command.add_argument("--groups", nargs="+", metavar="G", help="default: the protocol's, as lung bone")
+    _add_network(command)
+    command.add_argument("--prompts", type=Path, metavar="CSV", help="columns case_id,prompt; default: the JSON files")
+    _add_frames(command)
+
+
+def _add_network(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", metavar="D", help="of networks: cpu (default), cuda, cuda:1")
     command.add_argument("--weights", type=Path, metavar="DIR", help="folder of pretrained weights")
-    command.add_argument("--prompts", type=Path, metavar="CSV", help="columns case_id,prompt; default: the JSON files")
+
+
+def _add_frames(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--frame-spacing-mm", type=float, nargs=3, metavar=("Z", "Y", "X"), help="voxel size of PNG frames"
     )
@@ -96,14 +119,14 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     )
 
 
-def _add_common(command: argparse.ArgumentParser) -> None:
+def _add_common(command: argparse.ArgumentParser, samples: str = "1000") -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the scores go")
     command.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1); changes no number")
     command.add_argument(
         "--bootstrap",
         type=int,
         metavar="N",
-        help="samples of the 95 %% intervals (default 1000; 0: none)",
+        help=f"samples of the 95 %% intervals (default {samples}; 0: none)",
     )
 
 
@@ -157,6 +180,50 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="write the comparison as JSON too")
 
 
+def _add_lengths(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "lengths",
+        help="error with length: distances and steps over the first 64, 128, ... slices",
+        description="From finished scorings: every distance whose features were kept, and what happens along z, over "
+        "the first L slices and over the slices between two lengths, all on the same volumes, beside the real ones. "
+        "Writes lengths.csv, lengths.json and lengths.png.",
+        epilog="Exit code 0: done; 1: some volumes could not be read again (they are named); 2: nothing was done.",
+    )
+    command.add_argument("scores", type=Path, nargs="+", metavar="SCORES", help="folders that `score` wrote, or runs")
+    command.add_argument("--labels", nargs="+", metavar="NAME", help="of the scorings (default: their paths)")
+    command.add_argument(
+        "--lengths", type=int, nargs="+", default=(64, 128, 192, 256), metavar="L", help="default: 64 128 192 256"
+    )
+    command.add_argument(
+        "--cache", type=Path, metavar="DIR", help="that the scorings were given (default: SCORES/real)"
+    )
+    _add_common(command, "200")
+    _add_frames(command)
+
+
+def _add_memorisation(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "memorisation",
+        help="distances to the nearest training slice and volume, against held-out real volumes",
+        description="Find the nearest training slice of every generated slice, and the nearest training volume of "
+        "every generated volume, over the whole set in the features of one network, and read the distances against "
+        "those of real volumes of patients who were not trained on. Writes per_volume.csv, summary.json and "
+        "nearest.png.",
+        epilog=EXIT,
+    )
+    command.add_argument("generated", type=Path, metavar="GEN", help="folder of generated volumes")
+    command.add_argument("training", type=Path, metavar="TRAIN", help="folder of the volumes that were trained on")
+    command.add_argument("heldout", type=Path, metavar="HELDOUT", help="folder of real volumes that were not")
+    command.add_argument(
+        "--extractor", default="alexnet", metavar="NAME", help="network of slices (default alexnet), as dinov2_vitl14"
+    )
+    command.add_argument("--protocol", default="trace", metavar="P", help="grid, window and slices (default: trace)")
+    command.add_argument("--cache", type=Path, metavar="DIR", help="of features (default: OUT/features)")
+    _add_common(command)
+    _add_network(command)
+    _add_frames(command)
+
+
 def _add_metrics(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "metrics",
@@ -189,6 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         "fidelity": _fidelity,
         "table": _table,
         "compare": _compare,
+        "lengths": _lengths,
+        "memorisation": _memorisation,
         "metrics": _metrics,
         "weights": _weights,
     }
@@ -196,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
 
 
 def _score(given: argparse.Namespace) -> int:
-    from evaluation.inputs import Frames, read_prompts
+    from evaluation.inputs import read_prompts
     from evaluation.measure import Resources
     from evaluation.score import score
     from evaluation.settings import read_protocol
@@ -211,9 +280,6 @@ def _score(given: argparse.Namespace) -> int:
         bootstrap_samples=given.bootstrap,
         mask_source=given.mask_source,
     )
-    frames = None
-    if given.frame_spacing_mm and given.frame_window_hu:
-        frames = Frames(tuple(given.frame_spacing_mm), tuple(given.frame_window_hu))
     prompts = given.prompts and read_prompts(given.prompts)
     with _progress("scoring") as progress:
         summary = score(
@@ -225,12 +291,20 @@ def _score(given: argparse.Namespace) -> int:
             metrics=given.metrics,
             jobs=given.jobs,
             resources=Resources(folder(given.weights), given.device, given.ct_clip),
-            frames=frames,
+            frames=_frames(given),
             prompts=prompts,
             cache_dir=given.cache,
             progress=progress,
         )
     return _show(summary, given.out)
+
+
+def _frames(given: argparse.Namespace) -> Frames | None:
+    from evaluation.inputs import Frames
+
+    if not (given.frame_spacing_mm and given.frame_window_hu):
+        return None
+    return Frames(tuple(given.frame_spacing_mm), tuple(given.frame_window_hu))
 
 
 def _fidelity(given: argparse.Namespace) -> int:
@@ -291,6 +365,61 @@ def _compare(given: argparse.Namespace) -> None:
     compare.show(found, runs)
     if given.json:
         write_json(given.json, compare.to_json(found, runs))
+
+
+def _lengths(given: argparse.Namespace) -> int:
+    from evaluation.curves import show, write
+    from evaluation.features.store import FeatureStore
+    from evaluation.lengths import choose, rows_of
+    from evaluation.scored import read_all
+
+    methods = read_all(given.scores, given.labels)
+    chosen = choose(methods, given.lengths)
+    with _progress("measuring") as progress:
+        rows, failed = rows_of(
+            methods,
+            chosen,
+            FeatureStore(given.out / "cache"),
+            cache_dir=given.cache,
+            frames=_frames(given),
+            samples=200 if given.bootstrap is None else given.bootstrap,
+            jobs=given.jobs,
+            progress=progress,
+        )
+    found = write(given.out, methods, chosen, rows, failed)
+    show(found, rows)
+    print(f"written: {', '.join(str(given.out / f'lengths.{suffix}') for suffix in ('csv', 'json', 'png'))}")
+    return int(bool(failed))
+
+
+def _memorisation(given: argparse.Namespace) -> int:
+    from evaluation.nearest import compare_with_training, show, space_of
+    from evaluation.settings import read_protocol
+    from evaluation.weights import folder
+
+    settings = read_protocol(given.protocol)
+    space = space_of(
+        given.extractor,
+        settings,
+        folder(given.weights),
+        given.cache or given.out / "features",
+        device=given.device,
+        frames=_frames(given),
+    )
+    with _progress("looking at") as progress:
+        summary = compare_with_training(
+            given.generated,
+            given.training,
+            given.heldout,
+            given.out,
+            space,
+            samples=1000 if given.bootstrap is None else given.bootstrap,
+            jobs=given.jobs,
+            progress=progress,
+        )
+    show(summary)
+    print(f"written: {', '.join(str(given.out / name) for name in ('per_volume.csv', 'summary.json', 'nearest.png'))}")
+    return int(bool(summary["failed"]))
 
 
 def _metrics(given: argparse.Namespace) -> None:

@@ -287,8 +287,11 @@ def half_distances(
     splits: int,
     ddof: int = 1,
     seed: int = 0,
+    made: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return the distance between two disjoint random groups of `half` volumes each, for a number of splits.
+
+    With `made` the first group is of those, so that a method is seen at the sample size of its floor, in its splits.
 
     Args:
         kind: `frechet` or `kernel`.
@@ -297,14 +300,16 @@ def half_distances(
         splits: how many.
         ddof: of covariances.
         seed: of the splits.
+        made: generated volumes of the same cases, in the same order.
     """
     rng = np.random.default_rng(seed)
     groups = [np.split(rng.permutation(len(volumes))[: 2 * half], 2) for _ in range(splits)]
+    sides = volumes if made is None else made, volumes
     if kind == "kernel":
-        resampler = KernelResampler(volumes, volumes)
+        resampler = KernelResampler(*sides)
         chosen = np.eye(len(volumes))
         return np.array([resampler(chosen[a].sum(axis=0), chosen[b].sum(axis=0)) for a, b in groups])
-    sets = ([np.concatenate([volumes[i] for i in group]) for group in pair] for pair in groups)
+    sets = ([np.concatenate([side[i] for i in group]) for side, group in zip(sides, g, strict=True)] for g in groups)
     return np.array([frechet_distance(a, b, ddof=ddof).value for a, b in sets])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,30 @@ class Nearest:
 
     distance: np.ndarray
     index: np.ndarray
+
+
+class Neighbour(NamedTuple):
+    """What of the training set lies nearest to a generated volume.
+
+    Attributes:
+        volume: of the training set, the nearest.
+        distance: to it.
+        percentile: of the held-out volumes, how many in 100 are as near to their nearest or nearer.
+        slice: of the generated volume, the one that is nearest to any training slice; rows of its features.
+        nearest_case: whose slice that is.
+        nearest_slice: which, in rows of its features.
+        slice_distance: between the two.
+        share_slices_nearer: of the volume's slices, those nearer than the held-out slices' threshold.
+    """
+
+    volume: str
+    distance: float
+    percentile: float
+    slice: int
+    nearest_case: str
+    nearest_slice: int
+    slice_distance: float
+    share_slices_nearer: float
 
 
 @dataclass(frozen=True)
@@ -69,16 +94,16 @@ class Memorisation:
     Attributes:
         slices: slice by slice.
         volumes: volume by volume.
-        nearest: generated case -> (nearest training case, distance of the volumes, distance of its nearest slice).
+        nearest: generated case -> its neighbour.
     """
 
     slices: Level
     volumes: Level
-    nearest: dict[str, tuple[str, float, float]]
+    nearest: dict[str, Neighbour]
 
     def to_json(self) -> dict:
         """Return a JSON-ready record."""
-        return asdict(self) | {"nearest": {case: list(found) for case, found in self.nearest.items()}}
+        return asdict(self) | {"nearest": {case: found._asdict() for case, found in self.nearest.items()}}
 
 
 def memorisation(
@@ -100,17 +125,29 @@ def memorisation(
         raise ValueError("memorisation needs generated, training and held-out volumes")
     if both := sorted(training.keys() & heldout.keys()):
         raise ValueError(f"trained on and held out at once: {', '.join(both)}")
-    cases = list(training)
-    by_slice = [_Bank(training).of(side) for side in (generated, heldout)]
-    means = _means(training)
-    by_volume = [_Bank(means).of(_means(side)) for side in (generated, heldout)]
-    nearest = {
-        case: (cases[by_volume[0][case].index[0]], float(by_volume[0][case].distance[0]), float(found.distance.min()))
-        for case, found in by_slice[0].items()
-    }
+    slices, volumes = _Bank(training), _Bank(_means(training))
+    by_slice = [slices.of(side) for side in (generated, heldout)]
+    by_volume = [volumes.of(_means(side)) for side in (generated, heldout)]
     n_slices = sum(map(len, training.values()))
+    of_slices = _level(*by_slice, n_slices, samples, seed)
+    of_heldout = np.array([found.distance[0] for found in by_volume[1].values()])
+
+    def neighbour(of_volume: Nearest, found: Nearest) -> Neighbour:
+        distance, least = float(of_volume.distance[0]), int(found.distance.argmin())
+        return Neighbour(
+            volumes.where(of_volume.index[0])[0],
+            distance,
+            100 * float((of_heldout <= distance).mean()),
+            least,
+            *slices.where(found.index[least]),
+            float(found.distance[least]),
+            float((found.distance < of_slices.threshold).mean()),
+        )
+
     return Memorisation(
-        _level(*by_slice, n_slices, samples, seed), _level(*by_volume, len(training), samples, seed), nearest
+        of_slices,
+        _level(*by_volume, len(training), samples, seed),
+        {case: neighbour(by_volume[0][case], found) for case, found in by_slice[0].items()},
     )
 
 
@@ -145,13 +182,20 @@ def nearest(queries: np.ndarray, bank: np.ndarray, block_bytes: int = BLOCK_BYTE
 
 
 class _Bank:
-    """The training set's rows."""
+    """The training set's rows, and whose they are."""
 
     def __init__(self, training: Features):
         self.rows = np.concatenate(list(training.values()))
+        self.cases = list(training)
+        self.ends = np.cumsum([len(features) for features in training.values()])
 
     def of(self, side: Features) -> dict[str, Nearest]:
         return {case: nearest(features, self.rows) for case, features in side.items() if len(features)}
+
+    def where(self, row: int) -> tuple[str, int]:
+        """Return the case of a row, and its place in the case."""
+        case = int(np.searchsorted(self.ends, row, side="right"))
+        return self.cases[case], int(row - (self.ends[case - 1] if case else 0))
 
 
 def _means(side: Features) -> dict[str, np.ndarray]:

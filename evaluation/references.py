@@ -57,7 +57,10 @@ class References:
 
     def without(self, case_ids: Iterable[str]) -> References:
         """Return the real volumes without some of them."""
-        kept = {case_id: path for case_id, path in self.paths.items() if case_id not in set(case_ids)}
+        left_out = set(case_ids)
+        if not left_out:
+            return self
+        kept = {case_id: path for case_id, path in self.paths.items() if case_id not in left_out}
         return References(kept, self.settings, self.folder, self.frames)
 
     def segmented(self, case_id: str, on_protocol_grid: Volume | None = None) -> Segmented:

@@ -18,7 +18,7 @@ import numpy as np
 
 from evaluation import inputs, pair
 from evaluation import references as references_module
-from evaluation.fidelity import MEASURES
+from evaluation.case import AgainstMask
 from evaluation.inputs import Frames, input_digest, matched, volumes_in
 from evaluation.measure import Measure, Resources, code_of
 from evaluation.pair import CaseFiles, Pair
@@ -41,7 +41,6 @@ from trace_lightning.artifacts import (
 from trace_lightning.errors import UserError
 
 SUMMARY = "summary.json"
-LABEL_COLUMNS = ("label", "name", *MEASURES, "state", "shared", "generated", "reference")
 log = logging.getLogger(__name__)
 
 
@@ -129,8 +128,8 @@ def score(
             case_id: f"{masks_dir}: holds no mask for {case_id}" for case_id in names.both if case_id not in masks
         }
     references = References(real, settings, cache_dir or out_dir / "real", frames)
-    if masks is not None:  # chance is taken over all real volumes: each is segmented once, before any case
-        unreadable = _segment_all(references, jobs)
+    if masks is not None and any(isinstance(measure, AgainstMask) for measure in selection.measures):
+        unreadable = _segment_all(references, jobs, progress)  # once each: chance is taken over all real volumes
         failed |= unreadable
         references = references.without(unreadable)
     scoring = Scoring(settings, selection, references, out_dir)
@@ -302,9 +301,9 @@ def _code() -> list[str]:
     return [file_digest(Path(module.__file__)) for module in modules]
 
 
-def _segment_all(references: References, jobs: int) -> dict[str, str]:
+def _segment_all(references: References, jobs: int, progress: Callable[[int, int, str], None]) -> dict[str, str]:
     """Segment every real volume; return those that cannot be read, and why."""
-    found = each(_segment_one, list(references.paths), references, jobs)
+    found = each(_segment_one, list(references.paths), references, jobs, progress, lambda case_id: f"real {case_id}")
     return {case_id: error for case_id, error in found if error is not None}
 
 

@@ -99,17 +99,20 @@ class ClipRule:
             real: whether it is a real one, which may be cut differently.
             seed: of random starts.
         """
-        last, where = len(volume) - self.span, self.where(real)
-        if last < 0:
-            starts = []
-        elif where == "tiled":
-            starts = sorted({*range(0, last, self.stride), last})
-        elif where == "first":
-            starts = [0]
-        else:
-            starts = [int(np.random.default_rng([seed, zlib.crc32(case_id.encode())]).integers(last + 1))]
+        starts = self.starts(len(volume), case_id, real=real, seed=seed)
         cut = [volume[start : start + self.span : self.step] for start in starts]
         return np.stack(cut) if cut else np.empty((0, self.frames, *volume.shape[1:]), volume.dtype)
+
+    def starts(self, slices: int, case_id: str = "", *, real: bool, seed: int = 0) -> list[int]:
+        """Return the first slice of each clip of a volume of so many slices; the other arguments are those of `of`."""
+        last, where = slices - self.span, self.where(real)
+        if last < 0:
+            return []
+        if where == "tiled":
+            return sorted({*range(0, last, self.stride), last})
+        if where == "first":
+            return [0]
+        return [int(np.random.default_rng([seed, zlib.crc32(case_id.encode())]).integers(last + 1))]
 
     def where(self, real: bool) -> str:
         """Return where the clips of a real or a generated volume lie."""

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from toy_chest import chest
 
-from evaluation.along_z import correlation, differences_hu, grey, temporal_flickering, texture_hu
+from evaluation.along_z import (
+    body_means_hu,
+    correlation,
+    differences_hu,
+    drift_hu,
+    grey,
+    jerk_hu,
+    temporal_flickering,
+    texture_hu,
+)
 
 
 def vbench_flickering(frames):
@@ -122,3 +131,64 @@ def test_texture_falls_with_blur_and_ignores_the_chest_wall():
     blurred = ndimage.gaussian_filter(inside, (0, 1, 1))
     assert texture_hu(blurred, lung, volume.grid.spacing_mm) < 0.7 * sharp
     assert texture_hu(volume.hu, np.zeros_like(lung), volume.grid.spacing_mm) is None
+
+
+def column(levels, side=5):
+    return np.asarray(levels, np.float32)[:, None, None] * np.ones((len(levels), side, side), np.float32)
+
+
+def test_jerk_by_hand():
+    body = np.ones((6, 5, 5), bool)
+    cubic = [n**3 for n in range(6)]  # third difference 6 everywhere
+    assert jerk_hu(column(cubic), body) == pytest.approx(6)
+    assert jerk_hu(column([7 * n**2 - 40 * n for n in range(6)]), body) == pytest.approx(0)
+    assert jerk_hu(column([0, 10, 0, 10, 0, 10]), body) == pytest.approx(40)
+    part = body.copy()
+    part[5] = False
+    assert jerk_hu(column([*cubic[:5], 900]), part) == pytest.approx(6)
+    assert jerk_hu(column(cubic[:3]), body[:3]) is None
+    assert jerk_hu(column(cubic), np.zeros_like(body)) is None
+
+
+def test_jerk_against_numpy():
+    rng = np.random.default_rng(5)
+    hu, body = rng.normal(0, 200, (9, 12, 12)), rng.random((9, 12, 12)) > 0.2
+    inside = np.lib.stride_tricks.sliding_window_view(body, 4, axis=0).all(axis=-1)
+    expected = np.abs(np.diff(np.clip(hu, -1000, 1000), 3, axis=0))[inside].mean()
+    assert jerk_hu(hu, body) == pytest.approx(expected, rel=1e-5)
+
+
+def test_body_means_by_hand():
+    hu = column([10, 20, 30])
+    hu[:, 0] = -1000
+    body = hu > -500
+    body[2] = False
+    found = body_means_hu(hu, body)
+    assert found[:2].tolist() == [10, 20]
+    assert np.isnan(found[2])
+
+
+def test_drift_by_hand():
+    real = np.array([50.0, 60, 70, 80, 90])
+    found = drift_hu(real + np.arange(0, 25, 5), real, 2.0)
+    assert found["z_slope_hu_real"] == pytest.approx(500)  # 10 HU in 2 mm
+    assert found["z_slope_hu"] == pytest.approx(750)
+    assert found["drift_hu"] == pytest.approx(250)
+    assert found["drift_range_hu"] == pytest.approx(20)
+    falling = drift_hu(real - np.arange(0, 25, 5), real, 2.0)
+    assert falling["drift_hu"] == pytest.approx(250)  # its size
+    wave = drift_hu(real + np.array([3, -3, 3, -3, 3]), real, 2.0)
+    assert (wave["drift_hu"], wave["drift_range_hu"]) == (pytest.approx(0), pytest.approx(6))
+    gaps = drift_hu(np.array([np.nan, 65, np.nan, 95, np.nan]), real, 2.0)  # 5 above at 2 mm, 15 above at 6 mm
+    assert gaps["drift_hu"] == pytest.approx(250)
+    assert drift_hu(np.array([1.0, np.nan]), np.array([1.0, 1.0]), 2.0)["drift_hu"] is None
+
+
+def test_correlation_at_a_lag():
+    rng = np.random.default_rng(6)
+    planes = rng.normal(-800, 50, (4, 12, 12))
+    hu = np.concatenate([planes, planes, planes])
+    lung = np.ones(hu.shape, bool)
+    assert correlation(hu, lung, lag=4) == pytest.approx(1)
+    assert abs(correlation(hu, lung, lag=1)) < 0.2
+    assert correlation(hu[:4], lung[:4], lag=4) is None

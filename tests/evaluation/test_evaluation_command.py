@@ -18,10 +18,10 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [["--help"], ["score", "--help"], ["table", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize("command", [[], ["score"], ["fidelity"], ["table"], ["compare"], ["metrics"], ["weights"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(command)
+        main([*command, "--help"])
     assert stopped.value.code == 0
     assert "usage: python -m evaluation" in capsys.readouterr().out
 

@@ -27,7 +27,12 @@ def test_by_hand():
     assert found.volumes.threshold == pytest.approx(np.percentile([8.5, 20], 5))
     assert found.volumes.copies == 1
     assert found.volumes.share_nearer == pytest.approx(1 / 2)
-    assert found.nearest == {"g1": ("t1", 0.0, 0.0), "g2": ("t2", pytest.approx(19.5), pytest.approx(1.0))}
+    # held-out volumes lie at 8.5 and 20; slice 0 of g2 (111) is nearest to slice 1 of t2 (110); held-out slices' 5 %
+    # is at 3.15
+    assert found.nearest == {
+        "g1": ("t1", 0.0, 0.0, 0, "t1", 0, 0.0, 1.0),
+        "g2": ("t2", pytest.approx(19.5), 50.0, 0, "t2", 1, pytest.approx(1.0), 0.5),
+    }
     json.dumps(found.to_json())
 
 
@@ -42,7 +47,7 @@ def test_a_copied_volume_is_found():
     training, heldout, generated = sets(1), sets(2), sets(3)
     generated["copy"] = training["1_7"].copy()
     found = memorisation(generated, training, heldout)
-    assert found.nearest["copy"] == ("1_7", 0.0, 0.0)
+    assert found.nearest["copy"] == ("1_7", 0.0, 0.0, 0, "1_7", 0, 0.0, 1.0)
     assert found.volumes.copies == 1
     assert found.slices.copies == 10
 
