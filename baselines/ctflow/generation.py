@@ -25,7 +25,7 @@ from baselines.ctflow.sampling import (
     sample_next_blocks,
     sample_volume,
 )
-from baselines.ctflow.text import embed, embedding_shape, full_prompt
+from baselines.ctflow.text import embed, embedding_shape, full_prompt, read
 from baselines.ctflow.training import autoencoder_of, network_keys
 from trace_lightning.anatomy.grid import Grid, resample
 from trace_lightning.artifacts import Volume
@@ -130,13 +130,14 @@ class CTFlowGenerator:
 
     def conditions(self, case: Case) -> VolumeConditions:
         """Return what the sampler needs to know of a case, on the device."""
-        prompt = full_prompt(case.prompt, case.grid, self.experiment.ctflow.prompt)
-        text = torch.from_numpy(embed(self.experiment, [prompt])[prompt]).to(self.device)  # (N, C)
+        config = self.experiment.ctflow.prompt
+        prompt = full_prompt(case.prompt, case.grid, config)
+        text = torch.from_numpy(read(embed(self.experiment, [prompt])[prompt], config)).to(self.device)  # (N, C)
         return VolumeConditions(text, case.grid, *self.autoencoder.ends(self.experiment.data.size))
 
     def real_latents(self, case: Case) -> Tensor:
         """Return the latents (D, c, h, w) of the real volume, which GT-Head and Next-Block are allowed to see."""
-        prepared = PreparedCase(volumes_folder(self.experiment) / case.case_id)
+        prepared = PreparedCase(volumes_folder(self.experiment) / case.case_id, case.prompt)
         if not (prepared.folder / "meta.json").is_file():
             raise UserError(
                 f"{prepared.folder}: {case.case_id} is not prepared; ctflow.sample.setting="

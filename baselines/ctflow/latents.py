@@ -18,12 +18,15 @@ import torch
 
 from baselines.ctflow.config import CTFlowExperiment
 from baselines.ctflow.models.autoencoder import SliceAutoencoder
-from baselines.ctflow.text import full_prompt
+from baselines.ctflow.text import full_prompt, read
 from trace_lightning.anatomy.grid import Grid
-from trace_lightning.artifacts import digest, read_json, write_array, write_json
+from trace_lightning.artifacts import read_json, sweep_temporary, write_array, write_json
 from trace_lightning.data.cache import PreparedCase, volumes_folder
+from trace_lightning.data.cache_folder import cache_folder, touch, writing
+from trace_lightning.data.datamodule import CTRateDataModule
 from trace_lightning.data.preprocess import hu_to_unit
-from trace_lightning.data.views import Draw, VolumeDataset
+from trace_lightning.data.text import Embedding
+from trace_lightning.data.views import Draw, Sample, VolumeDataset
 from trace_lightning.protocol import Progress
 
 FORMAT = 1  # raise it when the arrays change their content or layout
@@ -41,15 +44,25 @@ def encode_cases(
         cases: prepared volumes.
         progress: counts volumes.
     """
-    identity = [FORMAT, volumes_folder(experiment).name, weights_digest(autoencoder), autoencoder.low, autoencoder.high]
-    folder = Path(experiment.run.cache_dir) / "latents" / digest(identity)
-    missing = [case for case in cases if not _is_encoded(folder, case)]
-    if not (folder / "ends.npy").is_file():
-        write_array(folder / "ends.npy", torch.stack(autoencoder.ends(experiment.data.size)).cpu().numpy())
-    for done, case in enumerate(missing):
-        progress(done, len(missing), case.case_id)
-        write_array(folder / f"{case.case_id}.npy", encode_volume(experiment, autoencoder, case).astype(np.float16))
-        write_json(folder / f"{case.case_id}.json", case.meta["source"])
+    identity = {
+        "format": FORMAT,
+        "volumes": volumes_folder(experiment).name,
+        "autoencoder": weights_digest(autoencoder),
+        "image_range": [autoencoder.low, autoencoder.high],
+    }
+    folder = cache_folder(experiment.run.cache_dir, "latents", identity)
+    if not all(_is_encoded(folder, case) for case in cases):
+        with writing(folder, identity):
+            sweep_temporary(folder)
+            if not (folder / "ends.npy").is_file():
+                write_array(folder / "ends.npy", torch.stack(autoencoder.ends(experiment.data.size)).cpu().numpy())
+            missing = [case for case in cases if not _is_encoded(folder, case)]
+            for done, case in enumerate(missing):
+                progress(done, len(missing), case.case_id)
+                latents = encode_volume(experiment, autoencoder, case).astype(np.float16)
+                write_array(folder / f"{case.case_id}.npy", latents)
+                write_json(folder / f"{case.case_id}.json", case.meta["source"])
+    touch(folder)
     return folder
 
 
@@ -100,7 +113,7 @@ class LatentClips(VolumeDataset):
         folder: of the latents; bound before the data module builds the view.
         cases: prepared volumes.
         experiment: the row.
-        text: prompt with length -> (N, C) float32.
+        text: prompt with length -> embedding.
         stream: tells the random choices of training (0) and validation (1) apart.
     """
 
@@ -109,15 +122,16 @@ class LatentClips(VolumeDataset):
         folder: Path,
         cases: Sequence[PreparedCase],
         experiment: CTFlowExperiment,
-        text: Mapping[str, np.ndarray],
+        text: Mapping[str, Embedding],
         stream: int = 0,
     ):
         super().__init__(cases, experiment, text, stream)
         self.folder = folder
         self.black, self.white = read_ends(folder)
 
-    def __getitem__(self, draw: Draw) -> dict:
-        case = self.samples[draw.sample].case
+    def item(self, draw: Draw, sample: Sample) -> dict:
+        """Return two clips of a volume and what is told of the second."""
+        case, prompt = sample.case, self.experiment.ctflow.prompt
         latents = np.load(self.folder / f"{case.case_id}.npy", mmap_mode="r")
         start, length = self.start(draw, len(latents)), self.experiment.ctflow.model.clip_length
         return {
@@ -125,7 +139,7 @@ class LatentClips(VolumeDataset):
             "previous": self.clip(latents, start - length),
             "ended": (np.arange(start, start + length) >= len(latents)).astype(np.float32),
             "geometry": geometry(start, case.grid),
-            "text": self.text[full_prompt(case.prompt, case.grid, self.experiment.ctflow.prompt)],
+            "text": read(self.text[full_prompt(case.prompt, case.grid, prompt)], prompt),
             "step_positions": draw.position,
             "case_id": case.case_id,
         }
@@ -147,6 +161,14 @@ class LatentClips(VolumeDataset):
         inside = np.asarray(latents[np.clip(places, 0, len(latents) - 1)], np.float32)  # (T, c, h, w)
         inside[places < 0], inside[places >= len(latents)] = self.black, self.white
         return np.ascontiguousarray(inside.transpose(1, 0, 2, 3))
+
+
+class LatentDataModule(CTRateDataModule):
+    """Batches of `LatentClips`, which hold no `hu` to make `frames` of."""
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int = 0) -> dict:
+        """Return the batch as it is."""
+        return batch
 
 
 def _is_encoded(folder: Path, case: PreparedCase) -> bool:

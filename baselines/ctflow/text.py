@@ -10,11 +10,21 @@ import numpy as np
 
 from baselines.ctflow.config import CTFlowExperiment, PromptConfig
 from trace_lightning.anatomy.grid import Grid
-from trace_lightning.artifacts import digest, write_array
-from trace_lightning.data.text import CONTEXT_TOKENS, embed_prompts, text_dim
+from trace_lightning.artifacts import digest
+from trace_lightning.data.cache_folder import cache_folder, touch, writing
+from trace_lightning.data.text import (
+    Embedding,
+    Embeddings,
+    context_length,
+    embed_prompts,
+    pooled_dim,
+    text_dim,
+    write_embedding,
+)
 from trace_lightning.errors import UserError
 
 CXR_BERT_TOKENS = 512
+FORMAT = 1  # raise it when embeddings of CXR-BERT change their content or layout
 
 
 def full_prompt(prompt: str, grid: Grid, config: PromptConfig) -> str:
@@ -22,51 +32,55 @@ def full_prompt(prompt: str, grid: Grid, config: PromptConfig) -> str:
     return f"{prompt} Length: {grid.shape[0]} slices." if config.length else prompt
 
 
-def embed(experiment: CTFlowExperiment, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return prompt -> (N, C) float32, as `prompt.tokens` says; each prompt is computed once and cached.
+def embed(experiment: CTFlowExperiment, prompts: Sequence[str]) -> Embeddings:
+    """Return prompt -> embedding of the tower; each prompt is computed once and cached.
 
     Raises:
         UserError: the tower's weights cannot be had.
     """
-    config, prompts = experiment.ctflow.prompt, list(dict.fromkeys(prompts))
-    if config.tower == "cxr_bert":
-        tokens = _embed_cxr_bert(prompts, config.weights, Path(experiment.run.cache_dir))
-        pooled = {prompt: states[:1] for prompt, states in tokens.items()}  # CLS
-    else:
-        tokens = embed_prompts(prompts, experiment.text, Path(experiment.run.cache_dir))
-        pooled = {prompt: states[_end_token(prompt)][None] for prompt, states in tokens.items()}
+    config, cache_dir = experiment.ctflow.prompt, Path(experiment.run.cache_dir)
+    if config.tower == "open_clip":
+        return embed_prompts(prompts, experiment.text, cache_dir)
+    return _embed_cxr_bert(prompts, config.weights, cache_dir)
+
+
+def read(embedding: Embedding, config: PromptConfig) -> np.ndarray:
+    """Return what the network is told of a prompt, (N, C) float32, as `prompt.tokens` says."""
     if config.tokens == "all":
-        return tokens
-    return {prompt: state / (np.linalg.norm(state) + 1e-6) for prompt, state in pooled.items()}
+        return embedding.tokens
+    return embedding.pooled[None] / (np.linalg.norm(embedding.pooled) + 1e-6)
 
 
 def embedding_shape(experiment: CTFlowExperiment) -> tuple[int, int]:
-    """Return (N, C) of `embed`."""
+    """Return (N, C) of `read`."""
     config = experiment.ctflow.prompt
-    bert = config.tower == "cxr_bert"
-    count = {"pooled": 1, "all": CXR_BERT_TOKENS if bert else CONTEXT_TOKENS}[config.tokens]
-    return count, _bert(config.weights)[1].config.hidden_size if bert else text_dim(experiment.text)
+    if config.tower == "open_clip":
+        text = experiment.text
+        return (1, pooled_dim(text)) if config.tokens == "pooled" else (context_length(text), text_dim(text))
+    return 1 if config.tokens == "pooled" else CXR_BERT_TOKENS, _bert(config.weights)[1].config.hidden_size
 
 
-def _end_token(prompt: str) -> int:
-    import open_clip
+def _embed_cxr_bert(prompts: Sequence[str], weights: str, cache_dir: Path) -> Embeddings:
+    """Return the last hidden states of CXR-BERT; `pooled` is that of CLS."""
+    identity = {"format": FORMAT, "architecture": "cxr_bert", "pretrained": weights}
+    folder = cache_folder(cache_dir, "text", identity)
+    paths = {prompt: folder / f"{digest(prompt)}.safetensors" for prompt in dict.fromkeys(prompts)}
+    if not all(path.is_file() for path in paths.values()):
+        with writing(folder, identity):
+            for prompt in (prompt for prompt, path in paths.items() if not path.is_file()):
+                write_embedding(paths[prompt], _read_by_cxr_bert(prompt, weights))
+    touch(folder)
+    return Embeddings(paths)
 
-    return int(open_clip.tokenize([prompt])[0].argmax())  # the end token has the highest number
 
-
-def _embed_cxr_bert(prompts: Sequence[str], weights: str, cache_dir: Path) -> dict[str, np.ndarray]:
+def _read_by_cxr_bert(prompt: str, weights: str) -> Embedding:
     import torch
 
-    folder = cache_dir / "text" / digest(["cxr_bert", weights])
-    paths = {prompt: folder / f"{digest(prompt)}.npy" for prompt in prompts}
-    for prompt in (prompt for prompt, path in paths.items() if not path.is_file()):
-        tokenizer, tower = _bert(weights)
-        inputs = tokenizer(
-            prompt, padding="max_length", truncation=True, max_length=CXR_BERT_TOKENS, return_tensors="pt"
-        )
-        with torch.no_grad():
-            write_array(paths[prompt], tower(**inputs).last_hidden_state[0].float().numpy())
-    return {prompt: np.load(path) for prompt, path in paths.items()}
+    tokenizer, tower = _bert(weights)
+    settings = {"padding": "max_length", "truncation": True, "max_length": CXR_BERT_TOKENS, "return_tensors": "pt"}
+    with torch.no_grad():
+        states = tower(**tokenizer(prompt, **settings)).last_hidden_state[0].float().numpy()
+    return Embedding(states, states[0], len(tokenizer(prompt).input_ids), CXR_BERT_TOKENS)
 
 
 @cache

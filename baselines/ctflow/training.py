@@ -27,11 +27,11 @@ def train(experiment: CTFlowExperiment, folder: Path, progress: Progress) -> Non
     """
     import torch
 
-    from baselines.ctflow.latents import LatentClips, encode_cases, read_ends
+    from baselines.ctflow.latents import LatentClips, LatentDataModule, encode_cases, read_ends
     from baselines.ctflow.module import CTFlowModule
     from baselines.ctflow.text import embed, embedding_shape, full_prompt
     from trace_lightning.data.cache import open_prepared
-    from trace_lightning.data.datamodule import CTRateDataModule
+    from trace_lightning.data.text import num_truncated
     from trace_lightning.device import pick_device
 
     folder, config = Path(folder), experiment.ctflow
@@ -45,10 +45,10 @@ def train(experiment: CTFlowExperiment, folder: Path, progress: Progress) -> Non
     prepared = open_prepared(experiment)
     cases = prepared.cases("train") + prepared.cases("val")
     latents = encode_cases(experiment, autoencoder, cases, _named(progress, "latents"))
-    prompts = [full_prompt(case.prompt, case.grid, config.prompt) for case in cases]
+    text = embed(experiment, [full_prompt(case.prompt, case.grid, config.prompt) for case in cases])
 
     own = trained_by(experiment, config.train)
-    datamodule = CTRateDataModule(own, embed(experiment, prompts), partial(LatentClips, latents))
+    datamodule = LatentDataModule(own, text, partial(LatentClips, latents))
     datamodule.setup("fit")
     black, _ = read_ends(latents)
     fit(
@@ -58,6 +58,7 @@ def train(experiment: CTFlowExperiment, folder: Path, progress: Progress) -> Non
         folder,
         network_keys(experiment),
         _named(progress, "flow"),
+        notes={"prompts": len(text), "prompts_truncated": num_truncated(text.values())},
     )
 
 
@@ -122,14 +123,14 @@ def _latent_statistics(experiment: CTFlowExperiment, network, datamodule) -> tup
     import torch
 
     from baselines.ctflow.models.autoencoder import SliceAutoencoder
+    from trace_lightning.data.preprocess import hu_to_unit
     from trace_lightning.data.views import Draw
 
     view = datamodule.train_view
     chosen = np.unique(np.linspace(0, len(view) - 1, SCALING_SLICES).astype(int))
     autoencoder = SliceAutoencoder(network, experiment.ctflow.autoencoder.image_range)
-    latents = torch.cat(
-        [autoencoder.encode(torch.from_numpy(view[Draw(0, int(n))]["frames"]).to(autoencoder.device)) for n in chosen]
-    )
+    slices = (torch.from_numpy(view[Draw(0, int(n))]["hu"]).to(autoencoder.device) for n in chosen)
+    latents = torch.cat([autoencoder.encode(hu_to_unit(hu.float(), experiment.data)) for hu in slices])
     return float(latents.mean()), float(latents.std())
 
 

@@ -121,4 +121,4 @@ class GenerateCTGenerator:
 
     def _text(self, prompt: str) -> Tensor:
         embedded = text.embed_prompts([prompt], self.experiment)
-        return torch.from_numpy(embedded[prompt]).to(self.device)  # (C, D)
+        return torch.from_numpy(text.read(embedded[prompt])).to(self.device)  # (C, D)

@@ -10,35 +10,45 @@ from pathlib import Path
 import numpy as np
 
 from baselines.generatect.config import GenerateCTExperiment
-from trace_lightning.artifacts import digest, file_digest, read_json, write_array
+from trace_lightning.artifacts import digest, file_digest, read_json
 from trace_lightning.data import text as open_clip_text
+from trace_lightning.data.cache_folder import cache_folder, touch, writing
+from trace_lightning.data.text import Embedding, Embeddings, write_embedding
 from trace_lightning.errors import UserError
 
 HUB_NAME = "google/t5-v1_1-base"
 HUB_DIM = 768
 MAX_TOKENS = 256
+FORMAT = 1  # raise it when embeddings of T5 change their content or layout
 
 
-def embed_prompts(prompts: Sequence[str], experiment: GenerateCTExperiment) -> dict[str, np.ndarray]:
-    """Return prompt -> (T, C) float32 token embeddings; tokens that do not count are zero.
-
-    T is 256 for T5 and 77 for open_clip. Each prompt is computed once and kept in the cache.
+def embed_prompts(prompts: Sequence[str], experiment: GenerateCTExperiment) -> Embeddings:
+    """Return prompt -> embedding of the tower; each prompt is computed once and kept in the cache.
 
     Raises:
         UserError: the tower's weights cannot be had.
     """
-    cache_dir = Path(experiment.run.cache_dir)
-    if experiment.generatect.text == "open_clip":
+    config, cache_dir = experiment.generatect, Path(experiment.run.cache_dir)
+    if config.text == "open_clip":
         return open_clip_text.embed_prompts(prompts, experiment.text, cache_dir)
-    folder = cache_dir / "text" / digest(identity(experiment))
-    embedded = {}
-    for prompt in dict.fromkeys(prompts):
-        path = folder / f"{digest(prompt)}.npy"
-        if not path.is_file():
-            write_array(path, _embed_t5(prompt, experiment.generatect.t5_weights))
-        words = np.load(path)  # (T, C) without padding
-        embedded[prompt] = np.pad(words, ((0, MAX_TOKENS - len(words)), (0, 0)))
-    return embedded
+    made_from = {"format": FORMAT, **identity(experiment)}
+    folder = cache_folder(cache_dir, "text", made_from)
+    paths = {prompt: folder / f"{digest(prompt)}.safetensors" for prompt in dict.fromkeys(prompts)}
+    if not all(path.is_file() for path in paths.values()):
+        with writing(folder, made_from):
+            for prompt in (prompt for prompt, path in paths.items() if not path.is_file()):
+                write_embedding(paths[prompt], _embed_t5(prompt, config.t5_weights))
+    touch(folder)
+    return Embeddings(paths)
+
+
+def read(embedding: Embedding) -> np.ndarray:
+    """Return the tokens of a prompt, (T, C) float32: zero beyond its own, which marks them as not there.
+
+    T is the tower's context: 256 for T5, 77 for most of open_clip.
+    """
+    num_read = min(embedding.num_tokens, embedding.context_length)
+    return np.pad(embedding.tokens[:num_read], ((0, embedding.context_length - num_read), (0, 0)))
 
 
 def text_dim(experiment: GenerateCTExperiment) -> int:
@@ -49,15 +59,15 @@ def text_dim(experiment: GenerateCTExperiment) -> int:
     return HUB_DIM if config.t5_weights == "hub" else read_json(Path(config.t5_weights) / "config.json")["d_model"]
 
 
-def identity(experiment: GenerateCTExperiment) -> list:
+def identity(experiment: GenerateCTExperiment) -> dict:
     """Return what the embeddings depend on: the tower, and the contents of T5's files where they are given."""
     config = experiment.generatect
     if config.text == "open_clip":
-        return ["open_clip", asdict(experiment.text)]
+        return asdict(experiment.text)
     if config.t5_weights == "hub":
-        return ["t5", HUB_NAME]
+        return {"architecture": "t5", "pretrained": HUB_NAME}
     files = sorted(path for path in Path(config.t5_weights).glob("*") if path.is_file())
-    return ["t5", *(_digest_once(path, path.stat().st_mtime_ns) for path in files)]
+    return {"architecture": "t5", "pretrained": [_digest_once(path, path.stat().st_mtime_ns) for path in files]}
 
 
 def describe(experiment: GenerateCTExperiment) -> str:
@@ -68,14 +78,15 @@ def describe(experiment: GenerateCTExperiment) -> str:
     return f"T5 encoder, {HUB_NAME if config.t5_weights == 'hub' else f'weights {config.t5_weights}'}"
 
 
-def _embed_t5(prompt: str, weights: str) -> np.ndarray:
-    """Return (T, C) float32 of a prompt, cut at 256 tokens."""
+def _embed_t5(prompt: str, weights: str) -> Embedding:
+    """Return the tokens (T, C) of a prompt, cut at 256 and not padded; T5 has no pooled embedding."""
     import torch
 
     tokenizer, encoder = _t5(HUB_NAME if weights == "hub" else weights)
     encoded = tokenizer(prompt, return_tensors="pt", max_length=MAX_TOKENS, truncation=True)
     with torch.no_grad():
-        return encoder(**encoded).last_hidden_state[0].float().numpy()
+        tokens = encoder(**encoded).last_hidden_state[0].float().numpy()
+    return Embedding(tokens, np.empty(0, np.float32), len(tokenizer(prompt).input_ids), MAX_TOKENS)
 
 
 @cache

@@ -40,11 +40,10 @@ def train(experiment: GenerateCTExperiment, folder: Path, progress: Progress) ->
 def train_tokenizer(experiment: GenerateCTExperiment, folder: Path, progress: Progress) -> None:
     """Train CT-ViT."""
     from baselines.generatect.module import TokenizerModule
-    from baselines.generatect.views import TokenizerDataset
-    from trace_lightning.data.datamodule import CTRateDataModule
+    from baselines.generatect.views import PhaseDataModule, TokenizerDataset
 
     own = of_phase(experiment, "tokenizer")
-    datamodule = CTRateDataModule(own, None, TokenizerDataset)
+    datamodule = PhaseDataModule(own, None, TokenizerDataset)
     datamodule.setup("fit")
     build = partial(TokenizerModule, own, datamodule.num_steps)
     fit(own, build, datamodule, folder, phase_keys(experiment, "tokenizer", folder), _noted(progress, "tokenizer"))
@@ -148,8 +147,9 @@ def _train_encoded(
     """Encode the training and validation cases, then train a phase on them."""
     from baselines.generatect import text
     from baselines.generatect.module import build_tokenizer
+    from baselines.generatect.views import PhaseDataModule
     from trace_lightning.data.cache import open_prepared
-    from trace_lightning.data.datamodule import CTRateDataModule
+    from trace_lightning.data.text import num_truncated
     from trace_lightning.device import pick_device
 
     if is_trained(folder):
@@ -167,10 +167,11 @@ def _train_encoded(
     del network
 
     embedded = text.embed_prompts(prepared.prompts, experiment)
-    datamodule = CTRateDataModule(own, embedded, partial(view, encoded=encoded))
+    datamodule = PhaseDataModule(own, embedded, partial(view, encoded=encoded))
     datamodule.setup("fit")
     build = partial(module, own, text.text_dim(experiment), datamodule.num_steps)
-    fit(own, build, datamodule, folder, keys, _noted(progress, phase))
+    notes = {"prompts": len(embedded), "prompts_truncated": num_truncated(embedded.values())}
+    fit(own, build, datamodule, folder, keys, _noted(progress, phase), notes=notes)
 
 
 def _noted(progress: Progress, phase: str) -> Progress:

@@ -15,9 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from baselines.generatect.config import GenerateCTConfig, GenerateCTExperiment, coarse_size
+from baselines.generatect.text import read
 from trace_lightning.data.cache import PreparedCase
+from trace_lightning.data.datamodule import CTRateDataModule
 from trace_lightning.data.preprocess import hu_to_unit
-from trace_lightning.data.views import Draw, View
+from trace_lightning.data.text import Embedding
+from trace_lightning.data.views import Draw, Sample, View
 
 
 def slice_positions(num_slices: int, config: GenerateCTConfig) -> np.ndarray:
@@ -54,9 +57,9 @@ class TokenizerDataset(View):
         window = total if config.num_slices is not None else config.tokenizer.window or total
         return [tuple(range(i, i + window)) for i in range(max(total - window, 0) + 1)]
 
-    def __getitem__(self, draw: Draw) -> dict:
-        sample = self.samples[draw.sample]
-        positions = slice_positions(len(sample.case.image), self.experiment.generatect)
+    def item(self, draw: Draw, sample: Sample) -> dict:
+        """Return a volume, or a window of one."""
+        positions = slice_positions(sample.num_slices, self.experiment.generatect)
         wanted = positions[np.minimum(sample.frames, len(positions) - 1)]
         return {
             "frames": coarse_volume(sample.case, wanted, self.experiment),
@@ -71,7 +74,7 @@ class EncodedView(View):
     Args:
         cases: prepared volumes.
         experiment: the row.
-        text: prompt -> (T, C) float32 token embeddings.
+        text: prompt -> embedding.
         stream: tells training (0) and validation (1) apart.
         encoded: folder that `encode_cases` filled.
     """
@@ -80,7 +83,7 @@ class EncodedView(View):
         self,
         cases: Sequence[PreparedCase],
         experiment: GenerateCTExperiment,
-        text: Mapping[str, np.ndarray],
+        text: Mapping[str, Embedding],
         stream: int = 0,
         *,
         encoded: Path,
@@ -96,11 +99,12 @@ class TransformerDataset(EncodedView):
         """Return the whole volume."""
         return [tuple(range(num_slices))]
 
-    def __getitem__(self, draw: Draw) -> dict:
-        case = self.samples[draw.sample].case
+    def item(self, draw: Draw, sample: Sample) -> dict:
+        """Return the tokens of a volume and its report."""
+        case = sample.case
         return {
             "tokens": np.load(tokens_path(self.encoded, case.case_id)).astype(np.int64),
-            "text": self.text[case.prompt],
+            "text": read(self.text[case.prompt]),
             "step_positions": draw.position,
             "case_id": case.case_id,
         }
@@ -113,18 +117,26 @@ class SuperResolutionDataset(EncodedView):
         """Return each of the model's slices."""
         return [(i,) for i in range(len(slice_positions(num_slices, self.experiment.generatect)))]
 
-    def __getitem__(self, draw: Draw) -> dict:
-        sample = self.samples[draw.sample]
+    def item(self, draw: Draw, sample: Sample) -> dict:
+        """Return a slice, what the tokenizer made of it, and its report."""
         case, (index,) = sample.case, sample.frames
-        position = slice_positions(len(case.image), self.experiment.generatect)[[index]]
+        position = slice_positions(sample.num_slices, self.experiment.generatect)[[index]]
         coarse = np.load(reconstruction_path(self.encoded, case.case_id), mmap_mode="r")[index]
         return {
             "frames": hu_to_unit(slices_at(case.image, position), self.experiment.data),
             "coarse": np.asarray(coarse, np.float32)[None],
-            "text": self.text[case.prompt],
+            "text": read(self.text[case.prompt]),
             "step_positions": draw.position,
             "case_id": case.case_id,
         }
+
+
+class PhaseDataModule(CTRateDataModule):
+    """Batches of the views above, which give `frames` themselves, coarse or between slices, and no `hu`."""
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int = 0) -> dict:
+        """Return the batch as it is."""
+        return batch
 
 
 def coarse_volume(case: PreparedCase, positions: np.ndarray, experiment: GenerateCTExperiment) -> np.ndarray:

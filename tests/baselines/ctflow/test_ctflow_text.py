@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from baselines.ctflow.text import embed, embedding_shape, full_prompt
+from baselines.ctflow.text import embed, embedding_shape, full_prompt, read
 from trace_lightning.anatomy.grid import Grid
+from trace_lightning.data.text import embed_prompts
 from trace_lightning.errors import UserError
 
 PROMPTS = ["58 years old male: Effusion.", "61 years old female: Not given."]
@@ -16,17 +19,20 @@ def test_the_length_ends_the_prompt(small):
 
 
 def test_open_clip_gives_one_normalised_vector_or_all_tokens(small):
-    pooled = embed(small, PROMPTS)
-    small.ctflow.prompt.tokens = "all"
-    tokens = embed(small, PROMPTS)
+    config, found = small.ctflow.prompt, embed(small, PROMPTS)
+    of_tower = embed_prompts(PROMPTS, small.text, Path(small.run.cache_dir))
+    pooled = {prompt: read(found[prompt], config) for prompt in PROMPTS}
     for prompt in PROMPTS:
-        assert tokens[prompt].shape == embedding_shape(small) == (77, 64)
-        assert pooled[prompt].shape == (1, 64)
+        assert pooled[prompt].shape == embedding_shape(small) == (1, 64)
         assert np.linalg.norm(pooled[prompt]) == pytest.approx(1, abs=1e-4)
-        cosines = (tokens[prompt] @ pooled[prompt][0]) / np.linalg.norm(tokens[prompt], axis=1)
-        assert cosines.max() == pytest.approx(1, abs=1e-5)  # it is one of the tokens, not the first
-        assert cosines.argmax() > 5
+        norm = np.linalg.norm(of_tower[prompt].pooled)
+        assert pooled[prompt][0] * norm == pytest.approx(of_tower[prompt].pooled, abs=1e-4)
     assert np.abs(pooled[PROMPTS[0]] - pooled[PROMPTS[1]]).max() > 1e-3
+    config.tokens = "all"
+    for prompt in PROMPTS:
+        tokens = read(found[prompt], config)
+        assert tokens.shape == embedding_shape(small) == (77, 64)
+        assert np.array_equal(tokens, of_tower[prompt].tokens)
 
 
 def test_without_transformers_cxr_bert_says_what_to_do(small, monkeypatch):
@@ -49,14 +55,18 @@ def test_cxr_bert_from_a_folder(small, tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "effusion", "years", "old", "male"]
     (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words) + "\n")
     small.ctflow.prompt.tower, small.ctflow.prompt.weights = "cxr_bert", str(tmp_path / "bert")
-    found = embed(small, PROMPTS)[PROMPTS[0]]
+    embedding = embed(small, PROMPTS)[PROMPTS[0]]
+    assert not embedding.is_truncated
+    found = read(embedding, small.ctflow.prompt)
     assert found.shape == embedding_shape(small) == (1, 24)
     assert np.linalg.norm(found) == pytest.approx(1, abs=1e-4)
     small.ctflow.prompt.tokens = "all"
-    states = embed(small, PROMPTS)[PROMPTS[0]]
-    assert states.shape == (512, 24)
+    states = read(embedding, small.ctflow.prompt)
+    assert states.shape == embedding_shape(small) == (512, 24)
     assert states[0] / np.linalg.norm(states[0]) == pytest.approx(found[0], abs=1e-4)
 
+    long = "effusion " * 600
+    assert embed(small, [long])[long].is_truncated
     small.ctflow.prompt.weights = str(tmp_path / "nothing")
     with pytest.raises(UserError, match="no BERT can be loaded"):
         embed(small, ["another prompt"])

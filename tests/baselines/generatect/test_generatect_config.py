@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from baselines.generatect.config import GenerateCTConfig, GenerateCTExperiment, coarse_size, fixed, validate_generatect
-from baselines.generatect.text import embed_prompts, text_dim
+from baselines.generatect.text import embed_prompts, read, text_dim
 from trace_lightning.config import validate
 from trace_lightning.errors import UserError
 
@@ -83,11 +83,16 @@ def test_t5_is_read_from_a_folder(tmp_path):
     made.generatect.t5_weights, made.run.cache_dir = str(tmp_path / "t5"), str(tmp_path / "cache")
     assert text_dim(made) == 16
     embedded = embed_prompts(["no effusion", "effusion"], made)
-    assert embedded["no effusion"].shape == (256, 16)
-    assert np.any(embedded["no effusion"] != 0, axis=1).sum() == 2
-    assert np.any(embedded["effusion"] != 0, axis=1).sum() == 1
+    for prompt, num_tokens in (("no effusion", 2), ("effusion", 1)):
+        tokens = read(embedded[prompt])
+        assert tokens.shape == (256, 16)
+        assert np.any(tokens != 0, axis=1).tolist() == [True] * num_tokens + [False] * (256 - num_tokens)
     again = embed_prompts(["effusion"], made)
-    assert np.array_equal(again["effusion"], embedded["effusion"])
+    assert np.array_equal(read(again["effusion"]), read(embedded["effusion"]))
+    long = "effusion " * 300
+    cut = embed_prompts([long], made)[long]
+    assert cut.is_truncated
+    assert np.all(np.any(read(cut) != 0, axis=1))
 
 
 def test_missing_t5_weights_are_an_error(tmp_path, monkeypatch):
@@ -101,4 +106,6 @@ def test_text_can_come_from_the_open_clip_tower(tmp_path):
     made = deepcopy(experiment())
     made.generatect.text, made.run.cache_dir = "open_clip", str(tmp_path)
     made.text.architecture, made.text.pretrained = "tiny", "seeded"
-    assert embed_prompts(["no effusion"], made)["no effusion"].shape == (77, text_dim(made))
+    tokens = read(embed_prompts(["no effusion"], made)["no effusion"])
+    assert tokens.shape == (77, text_dim(made))
+    assert np.any(tokens != 0, axis=1).tolist() == [True] * 5 + [False] * 72  # start, no, eff, usion, end
