@@ -1,4 +1,4 @@
-"""Imports point one way: experiments -> evaluation, trace_lightning; inside trace_lightning down to the leaves."""
+"""Imports point one way: experiments -> evaluation, baselines, trace_lightning; inside these down to the leaves."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("trace_lightning", "evaluation", "experiments")
+OURS = ("trace_lightning", "evaluation", "baselines", "experiments")
 LEAVES = {f"trace_lightning.{name}" for name in ("anatomy", "artifacts", "config", "errors", "protocol")}
 DATA = LEAVES | {"trace_lightning.data", "trace_lightning.device"}
 MODELS = {"trace_lightning.models", "trace_lightning.config", "trace_lightning.errors", "trace_lightning.anatomy"}
+BASELINE = DATA | {"trace_lightning.fitting"}  # what every method shares, and nothing of TRACE's own
 SAMPLING = MODELS | {"trace_lightning.sampling"}
 
 # Each folder or file, and what it may import of ours. The first that fits a file holds.
@@ -28,6 +29,9 @@ MAY_IMPORT: list[tuple[str, set[str]]] = [
     ("trace_lightning/sampling/", SAMPLING),
     ("trace_lightning/", {"trace_lightning"}),
     ("evaluation/", {"evaluation", *(f"trace_lightning.{name}" for name in ("anatomy", "artifacts", "errors"))}),
+    ("baselines/ctflow/", BASELINE | {"baselines.ctflow"}),
+    ("baselines/generatect/", BASELINE | {"baselines.generatect"}),
+    ("baselines/", set()),
     ("experiments/", set(OURS)),
 ]
 # Third-party packages that a folder or file must do without, even inside functions. The first that fits a file holds.
@@ -37,6 +41,7 @@ MUST_NOT_IMPORT = {
     "trace_lightning/anatomy/": {"torch", "lightning"},
     "trace_lightning/artifacts.py": {"torch", "lightning"},
     "evaluation/": {"lightning", "diffusers"},
+    "baselines/generatect/models/": {"lightning"},
 }
 
 
@@ -88,6 +93,11 @@ def test_imports_point_one_way(path):
         ("trace_lightning/anatomy/bad.py", "def f():\n    import torch"),
         ("trace_lightning/sampling/bad.py", "from trace_lightning.module import TraceModule"),
         ("trace_lightning/bad.py", "import experiments.load"),
+        ("baselines/ctflow/bad.py", "from trace_lightning.models.denoiser import Denoiser"),
+        ("baselines/ctflow/bad.py", "from baselines.another import module"),
+        ("trace_lightning/bad.py", "import baselines.ctflow"),
+        ("baselines/generatect/bad.py", "from trace_lightning.module import TraceModule"),
+        ("baselines/generatect/models/bad.py", "import lightning"),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path, name, text):

@@ -1,0 +1,97 @@
+"""Flow matching: the straight path from data to noise, its velocity, and solvers of the ODE back. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from baselines.ctflow.config import FlowConfig
+
+Velocity = Callable[[Tensor, float], Tensor]  # (z_t, t) -> dz/dt
+
+
+def path(data: Tensor, noise: Tensor, t: Tensor, flow: FlowConfig) -> Tensor:
+    """Return z_t = (1 - t) z_0 + (s + (1 - s) t) z_1, s = `sigma_min`; z_0 is data and z_1 noise.
+
+    Args:
+        data: z_0 (B, ...).
+        noise: z_1, of the same shape.
+        t: (B,) in [0, 1].
+        flow: of which `sigma_min` is read.
+    """
+    t = t.view(-1, *[1] * (data.ndim - 1))
+    return (1 - t) * data + (flow.sigma_min + (1 - flow.sigma_min) * t) * noise
+
+
+def velocity(data: Tensor, noise: Tensor, flow: FlowConfig) -> Tensor:
+    """Return dz_t/dt = (1 - s) z_1 - z_0, the same at all t."""
+    return (1 - flow.sigma_min) * noise - data
+
+
+def training_noise(like: Tensor, flow: FlowConfig, generator: torch.Generator) -> Tensor:
+    """Return z_1 for training: white noise plus `noise_offset` times a constant for each sample and channel.
+
+    Args:
+        like: (B, c, T, H, W).
+        flow: of which `noise_offset` is read.
+        generator: on the device of `like`.
+    """
+    noise = torch.randn(like.shape, generator=generator, device=like.device)
+    constant = torch.randn(*like.shape[:2], *[1] * (like.ndim - 2), generator=generator, device=like.device)
+    return noise + flow.noise_offset * constant
+
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Return the velocity of classifier-free guidance; scale 1 is the conditional one."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+# Explicit Runge-Kutta methods: rows of (place in the step, weights of the slopes so far); the last row ends the step.
+SOLVERS: dict[str, tuple[tuple[float, tuple[float, ...]], ...]] = {
+    "euler": ((0, ()), (1, (1,))),
+    "midpoint": ((0, ()), (1 / 2, (1 / 2,)), (1, (0, 1))),
+    "heun": ((0, ()), (1, (1,)), (1, (1 / 2, 1 / 2))),
+    "rk4": (
+        (0, ()),
+        (1 / 2, (1 / 2,)),
+        (1 / 2, (0, 1 / 2)),
+        (1, (0, 0, 1)),
+        (1, (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+    ),
+}
+
+
+def evaluations(solver: str, num_steps: int) -> int:
+    """Return how often `solve` asks for the velocity."""
+    return (len(SOLVERS[solver]) - 1) * num_steps
+
+
+def solve(field: Velocity, noise: Tensor, solver: str, num_steps: int) -> Tensor:
+    """Follow dz/dt = field(z, t) from t = 1 (noise) to t = 0 (data) in equal steps.
+
+    Args:
+        field: the velocity at (z, t).
+        noise: z at t = 1.
+        solver: a key of `SOLVERS`.
+        num_steps: steps; see `evaluations`.
+
+    Returns:
+        z at t = 0.
+    """
+    z, step = noise, -1 / num_steps
+    *stages, (_, finish) = SOLVERS[solver]
+    for n in range(num_steps):
+        t, slopes = 1 + n * step, []
+        for place, weights in stages:
+            slopes.append(field(_moved(z, step, weights, slopes), t + place * step))
+        z = _moved(z, step, finish, slopes)
+    return z
+
+
+def _moved(z: Tensor, step: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            z = z + step * weight * slope
+    return z

@@ -1,0 +1,1 @@
+"""CTFlow's networks: the spatio-temporal transformer and the autoencoder of slices."""
