@@ -4,8 +4,9 @@ import pytest
 
 from evaluation import weights
 from evaluation.__main__ import main
+from evaluation.measure import Resources
 from evaluation.metrics import all_metrics, metric
-from evaluation.selection import MEASURES, Resources
+from evaluation.selection import all_measures
 from evaluation.settings import Settings
 from evaluation.weights import WEIGHTS, File, Weights
 from trace_lightning.errors import UserError
@@ -30,8 +31,8 @@ def test_every_metric_says_what_it_is():
 
 
 def test_every_number_of_a_measure_is_a_metric():
-    for make in MEASURES.values():
-        for name in make(Settings(), Resources()).provides():
+    for measure in all_measures(Settings(), Resources()):
+        for name in measure.provides():
             assert metric(name) is not None, name
 
 
