@@ -18,7 +18,7 @@ from trace_lightning.artifacts import TEMPORARY, file_digest
 
 KILLS = int(os.environ.get("TRACE_KILLS", "3"))
 VOLUMES = max(8, 5 * KILLS)
-AT_MOST_S = 300
+AT_MOST_S = 120
 
 
 def command(root: Path, out: Path, jobs: int) -> list[str]:
@@ -80,3 +80,32 @@ def test_a_killed_scoring_ends_as_one_that_was_not(root, jobs):
     expected = digests(root / "at_once")
     assert {"summary.json", "per_case.csv", "per_label.csv", "report.md"} < expected.keys()
     assert digests(out) == expected
+
+
+@pytest.mark.slow
+def test_no_process_is_left_when_the_one_that_was_started_is_killed(root):
+    out = root / "orphans"
+    process = subprocess.Popen(
+        command(root, out, 2), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + AT_MOST_S
+        while done_in(out) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.kill()  # it alone, not its group
+        process.wait()
+        while _group_lives(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not _group_lives(process.pid)
+    finally:
+        if _group_lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
