@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,9 @@ def train_tokenizer(experiment: GenerateCTExperiment, folder: Path, progress: Pr
     datamodule = PhaseDataModule(own, None, TokenizerDataset)
     datamodule.setup("fit")
     build = partial(TokenizerModule, own, datamodule.num_steps)
-    fit(own, build, datamodule, folder, phase_keys(experiment, "tokenizer", folder), _noted(progress, "tokenizer"))
+    unclipped = replace(own, train=replace(own.train, grad_clip=None))  # the module clips: it has two optimisers
+    keys = phase_keys(experiment, "tokenizer", folder)
+    fit(unclipped, build, datamodule, folder, keys, _noted(progress, "tokenizer"))
 
 
 def train_transformer(experiment: GenerateCTExperiment, folder: Path, progress: Progress, tokenizer: Path) -> None:
