@@ -26,8 +26,8 @@ def test_a_perfect_reconstruction_scores_one_and_a_constant_error_its_decibels()
     assert psnr_db(real.numpy() + 0.2, real.numpy()) == pytest.approx(20, abs=1e-3)
 
 
-def test_ms_ssim_is_there_from_161_pixels_on():
-    real = images(1, 161)
+def test_ms_ssim_is_there_from_176_pixels_on():
+    real = images(1, 176)
     assert slice_scores(real, real)["ms_ssim"].tolist() == pytest.approx([1.0], abs=1e-5)
 
 
