@@ -103,7 +103,7 @@ def test_metrics_are_chosen_by_group_or_name_and_added_later(toy_folders, tmp_pa
 
 
 def test_an_unknown_metric_is_refused_with_the_list(toy_folders, tmp_path):
-    with pytest.raises(UserError, match=r"--metrics wings: no such metric; .*fidelity.*hd95_mm"):
+    with pytest.raises(UserError, match=r"metrics: wings: no such metric; .*fidelity.*hd95_mm"):
         score(toy_folders / "made", toy_folders / "real", tmp_path, metrics=["wings"])
 
 
@@ -111,7 +111,7 @@ def test_an_unknown_metric_is_refused_with_the_list(toy_folders, tmp_path):
 class MeanGrey(WithoutWeights):
     """A measure of the whole set, and one that lacks its weights."""
 
-    name = "grey"
+    name = group = "grey"
     code = ("evaluation.case",)
 
     def provides(self):
@@ -120,7 +120,7 @@ class MeanGrey(WithoutWeights):
     def features(self, pair):
         return {"made": pair.made_frames.mean(axis=(1, 2)), "real": pair.real_frames.mean(axis=(1, 2))}
 
-    def sum_up(self, features):
+    def sum_up(self, features, store):
         made, real = (np.concatenate([of_case[side] for of_case in features.values()]) for side in ("made", "real"))
         return {
             "fid": {"value": float(abs(made.mean() - real.mean())), "n": len(made), "d": 1, "floor": 0.0},
@@ -130,7 +130,7 @@ class MeanGrey(WithoutWeights):
 
 @dataclass(frozen=True)
 class Weightless(WithoutWeights):
-    name = "vbench"
+    name = group = "vbench"
     code = ("evaluation.case",)
 
     def absent(self):
@@ -144,8 +144,8 @@ class Weightless(WithoutWeights):
 
 
 def test_measures_of_the_set_and_those_without_weights(toy_folders, tmp_path, monkeypatch):
-    monkeypatch.setitem(selection.MEASURES, "grey", lambda settings, resources: MeanGrey(settings))
-    monkeypatch.setitem(selection.MEASURES, "vbench", lambda settings, resources: Weightless(settings))
+    of_our_own = (MeanGrey, Weightless)
+    monkeypatch.setattr(selection, "all_measures", lambda settings, _: tuple(make(settings) for make in of_our_own))
     found = score(toy_folders / "made", toy_folders / "real", tmp_path, metrics=["grey", "vbench"])["metrics"]
     assert set(found) == {"fid", "fvd_i3d", "subject_consistency"}
     assert found["fid"]["value"] > 0
@@ -264,7 +264,7 @@ def test_a_protocol_of_ones_own(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("base: vlm3d\nname: vlm3d_mended\nclips: {chunk: null}\ntext: {pad_before_scaling: false}\n")
     mended = read_protocol(str(own), groups=["lung"])
-    assert (mended.clips.chunk, mended.clips.extractor, mended.groups) == (None, "ct_net", ("lung",))
+    assert (mended.clips.chunk, mended.text.pad_before_scaling, mended.groups) == (None, False, ("lung",))
     assert mended.protocol() != read_protocol("vlm3d", groups=["lung"]).protocol()
 
 

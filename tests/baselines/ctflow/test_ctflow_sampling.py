@@ -197,4 +197,4 @@ def test_border_ratio_finds_jumps_where_clips_begin():
     made.details["clip_starts"] = [0]
     assert np.isnan(border_ratio(made, 0))
     made.details["clip_starts"] = [0, 6]
-    assert border_ratio(made, 2) == pytest.approx(2.5 / (27 / 21))  # differences 5 (1) and 7 (4) against the others
+    assert border_ratio(made, 2) == pytest.approx(2.5 / (24 / 21))  # differences 5 (1) and 7 (4) against the others

@@ -17,7 +17,7 @@ from baselines.generatect.models.maskgit import MaskGit
 from baselines.generatect.models.super_resolution import SuperResolutionUNet
 from baselines.generatect.module import build_super_resolution, build_tokenizer, build_transformer
 from baselines.generatect.published import DISCRIMINATOR, import_published, load_part
-from trace_lightning.data.cache import test_cases
+from trace_lightning.data.cache import test_cases as cases_of
 from trace_lightning.errors import UserError
 
 UPSTREAM = json.loads((Path(__file__).parent / "upstream.json").read_text())
@@ -83,7 +83,7 @@ def test_published_files_become_a_trained_row(tiny, files, tmp_path):
     for network in (generator.tokenizer, generator.transformer, generator.super_resolution):
         expected = reference.fill(type(network)(*_arguments(tiny, network))).state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
-    (made,) = generator.generate(test_cases(tiny)[:1], [0], lambda done, total, note="": None)
+    (made,) = generator.generate(cases_of(tiny)[:1], [0], lambda done, total, note="": None)
     assert made.volume.hu.std() > 0
 
 

@@ -17,7 +17,7 @@ from baselines.generatect.generation import load_generator
 from baselines.generatect.module import SuperResolutionModule, TokenizerModule, TransformerModule
 from baselines.generatect.training import join_phases, train, train_transformer
 from trace_lightning.artifacts import file_digest, read_json
-from trace_lightning.data.cache import test_cases
+from trace_lightning.data.cache import test_cases as cases_of
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import CHECKPOINT, RECORD
 from trace_lightning.protocol import WEIGHTS, Case
@@ -110,7 +110,7 @@ def test_weights_of_another_network_are_refused(tiny, trained):
 
 
 def test_a_volume_lies_on_its_cases_grid_within_the_window(tiny, trained):
-    case = test_cases(tiny)[0]
+    case = cases_of(tiny)[0]
     seen = []
     (made,) = load_generator(tiny, trained).generate([case], [0], lambda done, total, note="": seen.append(done))
     depth = case.grid.shape[0]
@@ -123,7 +123,7 @@ def test_a_volume_lies_on_its_cases_grid_within_the_window(tiny, trained):
 
 
 def test_a_volume_depends_on_its_case_and_seed_alone(tiny, trained):
-    cases = test_cases(tiny)
+    cases = cases_of(tiny)
     alone = [volumes(tiny, trained, [case], [seed])[0] for case, seed in zip(cases, (3, 4), strict=True)]
     together = volumes(tiny, trained, cases, [3, 4])
     backwards = volumes(tiny, trained, cases[::-1], [4, 3])[::-1]
@@ -134,7 +134,7 @@ def test_a_volume_depends_on_its_case_and_seed_alone(tiny, trained):
 
 @pytest.mark.parametrize("slice_noise", ["fresh", "shared"])
 def test_slices_made_together_are_those_made_alone(tiny, trained, slice_noise):
-    case, made = test_cases(tiny)[0], []
+    case, made = cases_of(tiny)[0], []
     for abreast in (1, 5):
         experiment = deepcopy(tiny)
         experiment.generatect.sample.slices_abreast = abreast
@@ -144,7 +144,7 @@ def test_slices_made_together_are_those_made_alone(tiny, trained, slice_noise):
 
 
 def test_other_lengths_are_made_by_the_same_weights(tiny, trained):
-    case = test_cases(tiny)[0]
+    case = cases_of(tiny)[0]
     for depth in (4, 9):
         grid = case.grid.resized((depth, *case.grid.shape[1:]))
         (hu,) = volumes(tiny, trained, [Case("case", case.prompt, grid)], [0])
@@ -165,7 +165,7 @@ def test_as_published_every_scan_is_squeezed_into_as_many_slices(tiny, tmp_path)
     train(experiment, tmp_path, silent)
     (tokens, *_) = (tmp_path / "tokenizer").glob("encoded_*/*_tokens.npy")
     assert np.load(tokens).shape == (4, 2, 2)
-    case = test_cases(experiment)[0]
+    case = cases_of(experiment)[0]
     (made,) = load_generator(experiment, tmp_path).generate([case], [0], silent)
     assert made.volume.hu.shape == case.grid.shape
     assert made.details["model_slices"] == 7
