@@ -251,6 +251,10 @@ def _add_weights(commands: argparse._SubParsersAction) -> None:
 def main(arguments: Sequence[str] | None = None) -> int | None:
     """Run a command; return its exit code."""
     given = parser().parse_args(arguments)
+    if getattr(given, "jobs", 1) < 1:
+        raise UserError(f"--jobs {given.jobs}: at least one process")
+    if (getattr(given, "bootstrap", None) or 0) < 0:
+        raise UserError(f"--bootstrap {given.bootstrap}: 0 (no intervals) or more samples")
     commands = {
         "score": _score,
         "fidelity": _fidelity,

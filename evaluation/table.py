@@ -8,6 +8,7 @@ from pathlib import Path
 from evaluation import render
 from evaluation.gather import gather
 from evaluation.montage import write_montage
+from trace_lightning.errors import UserError
 
 
 def make_table(
@@ -30,7 +31,14 @@ def make_table(
 
     Returns:
         The folder written to, `<runs_dir>/<profile>/<name>`.
+
+    Raises:
+        UserError: nothing was run in this profile, or a seed is named twice.
     """
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds {', '.join(map(str, seeds))}: one is named twice")
+    if not (Path(runs_dir) / profile).is_dir():
+        raise UserError(f"{Path(runs_dir) / profile}: no such folder; run the table in this profile first")
     table = gather(table_path, profile, seeds, runs_dir)
     folder = Path(runs_dir) / profile / table.name
     render.show(table, width)

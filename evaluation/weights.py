@@ -206,11 +206,14 @@ def why_absent(name: str, below: Path) -> str:
 
 
 def check(path: Path, file: File) -> None:
-    """Compare a file with its published checksum.
+    """Compare a file with its published checksum; a web page saved in its place is told by its first bytes.
 
     Raises:
         UserError: it differs.
     """
+    with Path(path).open("rb") as stream:
+        if stream.read(BLOCK).lstrip()[:1] == b"<":
+            raise UserError(f"{path}: a web page, not weights; fetch it again")
     if not file.checksum:
         return
     algorithm, _, wanted = file.checksum.partition(":")
@@ -248,6 +251,7 @@ def fetch(name: str, below: Path, progress=lambda done, total, note="": None) ->
     Raises:
         UserError: no public source, no connection, or another checksum than published.
     """
+    from http.client import HTTPException
     from urllib.error import URLError
     from urllib.request import urlopen
 
@@ -262,7 +266,10 @@ def fetch(name: str, below: Path, progress=lambda done, total, note="": None) ->
                 while block := source.read(BLOCK):
                     out.write(block)
                     progress(out.tell(), total, name)
+                received = out.tell()
+            if received < total:
+                raise UserError(f"{file.url}: ended after {received} of {total} bytes; fetch it again")
             check(temporary, file)
-    except (URLError, TimeoutError) as error:
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
         raise UserError(f"{file.url}: cannot be read ({error}); put the file at {target} by hand") from None
     return target

@@ -204,7 +204,7 @@ def _phantom(options: argparse.Namespace) -> int:
     from trace_lightning.config import PhantomConfig
     from trace_lightning.data.phantom.tree import write_tree
 
-    if options.patients < 1 or options.valid_patients < 0 or min(options.spacing_z_mm) <= 0 or options.size < 16:
+    if options.patients < 1 or options.valid_patients < 0 or not min(options.spacing_z_mm) > 0 or options.size < 16:
         raise UserError("--patients >= 1, --valid-patients >= 0, --spacing-z-mm > 0, --size >= 16")
     config = PhantomConfig(
         num_train_patients=options.patients,
@@ -240,6 +240,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise UserError("--slices is at least 1")
     if not options.out.name.endswith((".nii", ".nii.gz")):
         raise UserError(f"--out {options.out}: the name of a NIfTI file ends in .nii or .nii.gz")
+    if options.out.resolve() == options.mask.resolve():
+        raise UserError(f"--out {options.out}: is the mask itself, which would be lost; name another file")
     experiment, training_folder = _trained(options.run_folder)
     experiment.run.device = options.device
     labels, grid = read_labels(options.mask)

@@ -71,6 +71,36 @@ def test_a_wrong_checksum_is_named_and_nothing_is_kept(own_weights, capsys):
     assert "sha256 is" in capsys.readouterr().out
 
 
+def test_a_web_page_and_a_short_download_are_no_weights(own_weights, monkeypatch, tmp_path, capsys):
+    source, kept = own_weights
+    source.write_bytes(b"\n<!DOCTYPE html><html>log in</html>")
+    monkeypatch.setitem(
+        weights.WEIGHTS, "tiny", Weights("tiny", "Tiny", "MIT", (File("tiny/tiny.bin", source.as_uri()),))
+    )
+    assert main(["weights", "fetch", "tiny", "--weights", str(kept)]) == 1
+    assert "a web page, not weights" in capsys.readouterr().out
+    source.write_bytes(b"weights")
+    monkeypatch.setattr("urllib.request.urlopen", lambda url: Cut(source.open("rb")))
+    assert main(["weights", "fetch", "tiny", "--weights", str(kept)]) == 1
+    assert "ended after 7 of 1000 bytes" in capsys.readouterr().out
+    assert not (kept / "tiny" / "tiny.bin").exists()
+
+
+class Cut:
+    """An answer that promises more than it gives."""
+
+    headers = {"Content-Length": "1000"}
+
+    def __init__(self, stream):
+        self.read, self.stream = stream.read, stream
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.close()
+
+
 def test_weights_that_cannot_be_had(tmp_path, capsys):
     assert main(["weights", "fetch", "ct_clip", "--weights", str(tmp_path)]) == 1
     assert "request access" in capsys.readouterr().out

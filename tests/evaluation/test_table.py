@@ -214,6 +214,15 @@ def test_a_wrong_table_is_refused(project, old, new, says):
         gathered(project)
 
 
+def test_a_table_of_nothing_is_not_written(project):
+    path = project / "experiments" / "tiny.yaml"
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        make_table(path, "nowhere", (0,), project / "runs")
+    with pytest.raises(UserError, match="seeds 0, 0: one is named twice"):
+        make_table(path, "phantom", (0, 0), project / "runs")
+    assert not (project / "runs" / "nowhere").exists()
+
+
 def test_published_rows_of_the_wrong_length_are_refused(project):
     path = project / "experiments" / "published.yaml"
     path.write_text(path.read_text().replace("9.49 220.07", "9.49"))

@@ -88,6 +88,10 @@ def test_generate_refuses_what_it_cannot_use(run_folder, tmp_path):
         generate(tmp_path, mask, tmp_path / "ct.nii.gz")
     with pytest.raises(UserError, match=r"\.nii"):
         generate(run_folder, mask, tmp_path / "ct.png")
+    before = mask.read_bytes()
+    with pytest.raises(UserError, match="is the mask itself"):
+        generate(run_folder, mask, tmp_path / "." / mask.name)
+    assert mask.read_bytes() == before
     assert not (tmp_path / "ct.nii.gz").exists()
 
 

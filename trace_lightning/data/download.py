@@ -243,7 +243,13 @@ def explained(revision: str) -> Iterator[None]:
         if status in (401, 403):
             raise UserError(_how_to_get_access(error)) from None
         raise UserError(f"the hub answered {status or error}; repeat the command later, it goes on from here") from None
-    except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, TimeoutError) as error:
+    except (
+        errors.HTTPError,
+        errors.OfflineModeIsEnabled,
+        errors.LocalEntryNotFoundError,
+        TimeoutError,
+        ValueError,  # no JSON: the page of a network that wants a login
+    ) as error:
         raise UserError(
             f"the hub cannot be reached ({type(error).__name__}: {_first_line(error)}); this needs network access to "
             "huggingface.co (HF_ENDPOINT names a mirror, HF_HUB_OFFLINE must not be set). Repeat the command then, it "
