@@ -63,6 +63,7 @@ class TokenizerConfig:
     discriminator_lr: float = 3e-7
     generator_steps: int = 3  # for each step of the discriminator
     gradient_penalty: float = 10.0
+    published: str | None = None  # path of ctvit_pretrained.pt, which takes the place of a training
     train: TrainConfig = field(  # 2,000,000 rounds of 3 + 1 steps
         default_factory=lambda: TrainConfig(max_steps=8_000_000, batch_size=4, grad_clip=0.5)
     )
@@ -79,6 +80,7 @@ class TransformerConfig:
     max_tokens: int = 10_000
     embedding_gradient: float = 0.1  # share of the gradient that reaches the embeddings
     mask_steps: int = 18  # training draws its mask ratio from the ratios of this many sampling steps
+    published: str | None = None  # path of transformer_pretrained.pt
     train: TrainConfig = field(  # text_dropout 0: published defect, the configured 0.25 is overwritten
         default_factory=lambda: TrainConfig(max_steps=4_010_000, min_lr=1e-9, warmup_steps=10_000, grad_clip=2.0)
     )
@@ -97,6 +99,7 @@ class SuperResolutionConfig:
     heads: int = 8
     head_dim: int = 64
     loss_gamma: float = 0.5  # weight (1 + SNR)^-gamma
+    published: str | None = None  # path of superres_pretrained.pt
     train: TrainConfig = field(  # how many steps is not published
         default_factory=lambda: TrainConfig(
             max_steps=1_000_000, batch_size=15, lr=5e-4, min_lr=5e-4, ema_decay=0.9999, text_dropout=0.1

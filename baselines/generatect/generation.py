@@ -15,7 +15,7 @@ from baselines.generatect.config import PHASES, GenerateCTExperiment
 from baselines.generatect.models.ctvit import CTViT
 from baselines.generatect.models.maskgit import MaskGit
 from baselines.generatect.models.super_resolution import SuperResolutionUNet
-from baselines.generatect.module import build_super_resolution, build_tokenizer, build_transformer
+from baselines.generatect.module import build_network
 from baselines.generatect.sampling import sample_slices, sample_tokens
 from baselines.generatect.training import network_keys
 from baselines.generatect.views import slice_positions
@@ -36,11 +36,7 @@ def load_generator(experiment: GenerateCTExperiment, training_folder: Path) -> G
     """
     weights = load_weights(training_folder, network_keys(experiment, *PHASES), experiment.name)
     device, text_dim = torch.device(pick_device(experiment.run.device)), text.text_dim(experiment)
-    networks = {
-        "tokenizer": build_tokenizer(experiment),
-        "transformer": build_transformer(experiment, text_dim),
-        "super_resolution": build_super_resolution(experiment, text_dim),
-    }
+    networks = {phase: build_network(phase, experiment, text_dim) for phase in PHASES}
     for phase, network in networks.items():
         own = {name.removeprefix(f"{phase}."): w for name, w in weights.items() if name.startswith(f"{phase}.")}
         network.load_state_dict(own)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
-from baselines.generatect.config import GenerateCTExperiment, coarse_size
+from baselines.generatect.config import PHASES, GenerateCTExperiment, coarse_size
 from baselines.generatect.models import diffusion
 from baselines.generatect.models.ctvit import CTViT
 from baselines.generatect.models.discriminator import (
@@ -30,20 +30,17 @@ from trace_lightning.fitting import step_generator
 TRAINING, VALIDATION = 0, 1  # what a generator is for
 
 
-def build_tokenizer(experiment: GenerateCTExperiment) -> CTViT:
-    """Build the first phase's network."""
-    return CTViT(experiment.generatect.tokenizer, coarse_size(experiment))
-
-
-def build_transformer(experiment: GenerateCTExperiment, text_dim: int) -> MaskGit:
-    """Build the second phase's network."""
+def build_network(phase: str, experiment: GenerateCTExperiment, text_dim: int) -> nn.Module:
+    """Build the network of a phase."""
     config = experiment.generatect
-    return MaskGit(config.transformer, config.tokenizer.codebook_size, text_dim)
-
-
-def build_super_resolution(experiment: GenerateCTExperiment, text_dim: int) -> SuperResolutionUNet:
-    """Build the third phase's network."""
-    return SuperResolutionUNet(experiment.generatect.super_resolution, text_dim)
+    match phase:
+        case "tokenizer":
+            return CTViT(config.tokenizer, coarse_size(experiment))
+        case "transformer":
+            return MaskGit(config.transformer, config.tokenizer.codebook_size, text_dim)
+        case "super_resolution":
+            return SuperResolutionUNet(config.super_resolution, text_dim)
+    raise ValueError(f"{phase}: the phases are {PHASES}")
 
 
 class Phase(lightning.LightningModule):
@@ -51,10 +48,11 @@ class Phase(lightning.LightningModule):
 
     Args:
         experiment: the resolved keys, those of the phase's optimiser under `train`.
+        text_dim: width of the text tower's tokens.
         num_steps: optimiser steps of the whole training.
     """
 
-    def __init__(self, experiment: GenerateCTExperiment, num_steps: int):
+    def __init__(self, experiment: GenerateCTExperiment, text_dim: int, num_steps: int):
         super().__init__()
         self.experiment, self.num_steps = experiment, num_steps
 
@@ -94,11 +92,11 @@ class TokenizerModule(Phase):
     A step is one step of one optimiser on a batch of its own: `generator_steps` of CT-ViT, one of the discriminator.
     """
 
-    def __init__(self, experiment: GenerateCTExperiment, num_steps: int):
-        super().__init__(experiment, num_steps)
+    def __init__(self, experiment: GenerateCTExperiment, text_dim: int, num_steps: int):
+        super().__init__(experiment, text_dim, num_steps)
         self.automatic_optimization = False
         self.config = experiment.generatect.tokenizer
-        self.ctvit = build_tokenizer(experiment)
+        self.ctvit = build_network("tokenizer", experiment, text_dim)
         self.features = None if self.config.perceptual == "off" else VGGFeatures(self.config.perceptual_weights)
         if self.config.perceptual == "frozen":
             self.features.requires_grad_(False)
@@ -205,8 +203,8 @@ class TransformerModule(Phase):
     """The token transformer: predicts masked tokens from the others and the report."""
 
     def __init__(self, experiment: GenerateCTExperiment, text_dim: int, num_steps: int):
-        super().__init__(experiment, num_steps)
-        self.maskgit = build_transformer(experiment, text_dim)
+        super().__init__(experiment, text_dim, num_steps)
+        self.maskgit = build_network("transformer", experiment, text_dim)
 
     @property
     def network(self) -> MaskGit:
@@ -240,8 +238,8 @@ class SuperResolutionModule(Phase):
     """The diffusion of single slices, given what the tokenizer made of them."""
 
     def __init__(self, experiment: GenerateCTExperiment, text_dim: int, num_steps: int):
-        super().__init__(experiment, num_steps)
-        self.unet = build_super_resolution(experiment, text_dim)
+        super().__init__(experiment, text_dim, num_steps)
+        self.unet = build_network("super_resolution", experiment, text_dim)
 
     @property
     def network(self) -> SuperResolutionUNet:

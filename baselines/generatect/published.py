@@ -1,4 +1,4 @@
-"""The three published checkpoints: which of our tensors each holds, and how they become a trained row.
+"""The three published checkpoints: which of our tensors each holds, and how they take the place of a training.
 
 `ctvit_pretrained.pt` is a state dict of CT-ViT with its discriminator and VGG-16 (`discr.`, `vgg.`);
 `transformer_pretrained.pt` one of the token transformer (`maskgit.`) with a copy of CT-ViT (`ctvit.`);
@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.generatect import text
-from baselines.generatect.config import PHASES, GenerateCTExperiment
-from baselines.generatect.module import build_super_resolution, build_tokenizer, build_transformer
-from baselines.generatect.training import network_keys
+from baselines.generatect.config import GenerateCTExperiment
+from baselines.generatect.module import build_network
 from trace_lightning.artifacts import digest, file_digest
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import write_result
@@ -49,35 +48,20 @@ PARTS = {
 DISCRIMINATOR = Part("", "discr.", ("",))  # in the tokenizer's file, whatever else that holds
 
 
-def import_published(experiment: GenerateCTExperiment, files: dict[str, Path], folder: Path) -> None:
-    """Write the weights of the three files as the finished training of `experiment`.
-
-    Args:
-        experiment: with the published sizes.
-        files: phase -> checkpoint; each of `config.PHASES`.
-        folder: of the training, as `training.train` leaves it.
+def write_published(experiment: GenerateCTExperiment, phase: str, folder: Path, identity: dict) -> None:
+    """Write the weights of a published file in `folder`, as the finished training of a phase leaves its own.
 
     Raises:
-        UserError: a file is absent or no checkpoint, or its tensors are not those of the network: names them.
+        UserError: the file is absent or no checkpoint, or its tensors are not those of the network: names them.
     """
-    absent = [phase for phase in PHASES if phase not in files]
-    if absent:
-        raise UserError(f"published weights: no file is given for {', '.join(absent)}; all of {PHASES} are needed")
-    text_dim = text.text_dim(experiment)
-    networks = {
-        "tokenizer": build_tokenizer(experiment),
-        "transformer": build_transformer(experiment, text_dim),
-        "super_resolution": build_super_resolution(experiment, text_dim),
-    }
-    weights: State = {}
-    for phase, network in networks.items():
-        load_part(network, Path(files[phase]), PARTS[phase])
-        weights |= {f"{phase}.{name}": value.contiguous() for name, value in network.state_dict().items()}
-    keys = network_keys(experiment, *PHASES)
-    source = {phase: [Path(path).name, file_digest(path)] for phase, path in files.items()}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    record = {"network": keys, "digest": digest(keys), "steps": None, "seed": None, "published": source}
-    write_result(weights, Path(folder), record)
+    path = Path(getattr(experiment.generatect, phase).published)
+    network = build_network(phase, experiment, text.text_dim(experiment))
+    load_part(network, path, PARTS[phase])
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    source = {"file": path.name, "file_digest": file_digest(path)}
+    record = {"network": identity, "digest": digest(identity), "steps": 0, "seed": None, "published": source}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_result(weights, folder, record)
 
 
 def load_part(network: nn.Module, path: Path, part: Part) -> None:

@@ -38,16 +38,22 @@ def train(experiment: GenerateCTExperiment, folder: Path, progress: Progress) ->
 
 
 def train_tokenizer(experiment: GenerateCTExperiment, folder: Path, progress: Progress) -> None:
-    """Train CT-ViT."""
+    """Train CT-ViT, or take the published weights where `tokenizer.published` names them."""
+    from baselines.generatect import text
     from baselines.generatect.module import TokenizerModule
+    from baselines.generatect.published import write_published
     from baselines.generatect.views import PhaseDataModule, TokenizerDataset
 
+    keys = phase_keys(experiment, "tokenizer", folder)
+    if is_trained(folder):
+        return
+    if experiment.generatect.tokenizer.published is not None:
+        return write_published(experiment, "tokenizer", folder, keys)
     own = of_phase(experiment, "tokenizer")
     datamodule = PhaseDataModule(own, None, TokenizerDataset)
     datamodule.setup("fit")
-    build = partial(TokenizerModule, own, datamodule.num_steps)
+    build = partial(TokenizerModule, own, text.text_dim(experiment), datamodule.num_steps)
     unclipped = replace(own, train=replace(own.train, grad_clip=None))  # the module clips: it has two optimisers
-    keys = phase_keys(experiment, "tokenizer", folder)
     fit(unclipped, build, datamodule, folder, keys, _noted(progress, "tokenizer"))
 
 
@@ -97,7 +103,7 @@ def network_keys(experiment: GenerateCTExperiment, *phases: str) -> dict:
         keys["text"] = text.identity(experiment)
     for phase in phases:
         keys[phase] = asdict(getattr(config, phase))
-        del keys[phase]["train"]
+        del keys[phase]["train"], keys[phase]["published"]
     return keys
 
 
@@ -146,9 +152,10 @@ def _train_encoded(
     progress: Progress,
     tokenizer: Path,
 ) -> None:
-    """Encode the training and validation cases, then train a phase on them."""
+    """Encode the training and validation cases, then train a phase on them; or take its published weights."""
     from baselines.generatect import text
-    from baselines.generatect.module import build_tokenizer
+    from baselines.generatect.module import build_network
+    from baselines.generatect.published import write_published
     from baselines.generatect.views import PhaseDataModule
     from trace_lightning.data.cache import open_prepared
     from trace_lightning.data.text import num_truncated
@@ -156,12 +163,14 @@ def _train_encoded(
 
     if is_trained(folder):
         return
-    own = of_phase(experiment, phase)
+    keys = phase_keys(experiment, phase, tokenizer)
+    if getattr(experiment.generatect, phase).published is not None:
+        return write_published(experiment, phase, folder, keys)
+    own, text_dim = of_phase(experiment, phase), text.text_dim(experiment)
     prepared = open_prepared(experiment)
-    network = build_tokenizer(experiment)
+    network = build_network("tokenizer", experiment, text_dim)
     network.load_state_dict(load_weights(tokenizer, phase_keys(experiment, "tokenizer", tokenizer), experiment.name))
     network.to(pick_device(experiment.run.device)).eval()
-    keys = phase_keys(experiment, phase, tokenizer)
     encoded = tokenizer / f"encoded_{keys['tokenizer_weights']}"
     sweep_temporary(tokenizer)
     cases = prepared.cases("train") + prepared.cases("val")
@@ -171,7 +180,7 @@ def _train_encoded(
     embedded = text.embed_prompts(prepared.prompts, experiment)
     datamodule = PhaseDataModule(own, embedded, partial(view, encoded=encoded))
     datamodule.setup("fit")
-    build = partial(module, own, text.text_dim(experiment), datamodule.num_steps)
+    build = partial(module, own, text_dim, datamodule.num_steps)
     notes = {"prompts": len(embedded), "prompts_truncated": num_truncated(embedded.values())}
     fit(own, build, datamodule, folder, keys, _noted(progress, phase), notes=notes)
 

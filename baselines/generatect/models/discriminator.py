@@ -125,8 +125,9 @@ def load_vgg16(weights: str) -> nn.Module:
     try:
         if weights == "hub":
             return vgg16(weights=VGG16_Weights.IMAGENET1K_V1)
-        network = vgg16(weights=None)
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        network = vgg16(weights=None, init_weights=False)
+        network.load_state_dict(state)
         return network
     except (OSError, RuntimeError) as error:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import generatect_reference as reference
@@ -15,10 +16,13 @@ from baselines.generatect.models.ctvit import CTViT
 from baselines.generatect.models.discriminator import Discriminator
 from baselines.generatect.models.maskgit import MaskGit
 from baselines.generatect.models.super_resolution import SuperResolutionUNet
-from baselines.generatect.module import build_super_resolution, build_tokenizer, build_transformer
-from baselines.generatect.published import DISCRIMINATOR, import_published, load_part
-from trace_lightning.data.cache import test_cases as cases_of
+from baselines.generatect.module import build_network
+from baselines.generatect.published import DISCRIMINATOR, load_part
+from baselines.generatect.training import train
+from trace_lightning.artifacts import read_json
+from trace_lightning.data import cache
 from trace_lightning.errors import UserError
+from trace_lightning.fitting import RECORD
 
 UPSTREAM = json.loads((Path(__file__).parent / "upstream.json").read_text())
 
@@ -45,9 +49,8 @@ def ema_entry(unet, averaged) -> dict:
 @pytest.fixture
 def files(tiny, tmp_path) -> dict[str, Path]:
     """Random weights in the published files' form, with the tiny sizes."""
-    networks = [build_tokenizer(tiny), build_transformer(tiny, 64), build_super_resolution(tiny, 64)]
-    tokenizer, transformer, unet = (reference.fill(network) for network in networks)
-    online = build_super_resolution(tiny, 64)
+    tokenizer, transformer, unet = (reference.fill(build_network(phase, tiny, 64)) for phase in PHASES)
+    online = build_network("super_resolution", tiny, 64)
     discriminator = Discriminator(tiny.generatect.tokenizer.discriminator_dim, 16)
     contents = {
         "tokenizer": tokenizer.state_dict()
@@ -77,23 +80,30 @@ def test_files_have_the_published_layouts_at_the_published_sizes():
     assert reference.layout_digest(ema_entry(unet, unet)) == UPSTREAM["super_resolution_file"]["layout"]
 
 
-def test_published_files_become_a_trained_row(tiny, files, tmp_path):
-    import_published(tiny, files, tmp_path / "training")
-    generator = load_generator(tiny, tmp_path / "training")
-    for network in (generator.tokenizer, generator.transformer, generator.super_resolution):
-        expected = reference.fill(type(network)(*_arguments(tiny, network))).state_dict()
-        assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
-    (made,) = generator.generate(cases_of(tiny)[:1], [0], lambda done, total, note="": None)
+def published(experiment, files: dict[str, Path]):
+    """Return the experiment with published weights in the place of its trainings."""
+    experiment = deepcopy(experiment)
+    for phase in PHASES:
+        getattr(experiment.generatect, phase).published = str(files[phase])
+    return experiment
+
+
+def silent(done: int, total: int, note: str = "") -> None:
+    """Report nothing."""
+
+
+def test_published_files_take_the_place_of_trainings(tiny, files, tmp_path):
+    experiment = published(tiny, files)
+    train(experiment, tmp_path / "training", silent)
+    generator = load_generator(experiment, tmp_path / "training")
+    for phase in PHASES:
+        expected = reference.fill(build_network(phase, tiny, 64)).state_dict()
+        state = getattr(generator, phase).state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    record = read_json(tmp_path / "training" / RECORD)
+    assert record["phases"]["tokenizer"]["published"]["file"] == "tokenizer.pt"
+    (made,) = generator.generate(cache.test_cases(experiment)[:1], [0], silent)
     assert made.volume.hu.std() > 0
-
-
-def _arguments(experiment, network) -> tuple:
-    config = experiment.generatect
-    return {
-        CTViT: (config.tokenizer, 16),
-        MaskGit: (config.transformer, config.tokenizer.codebook_size, 64),
-        SuperResolutionUNet: (config.super_resolution, 64),
-    }[type(network)]
 
 
 def test_the_discriminator_comes_with_the_tokenizer(tiny, files):
@@ -109,7 +119,7 @@ def test_what_does_not_fit_is_named(tiny, files, tmp_path):
         change(content)
         torch.save(content, tmp_path / "changed.pt")
         with pytest.raises(UserError) as caught:
-            import_published(tiny, files | {phase: tmp_path / "changed.pt"}, tmp_path / "training")
+            train(published(tiny, files | {phase: tmp_path / "changed.pt"}), tmp_path / "training", silent)
         return str(caught.value)
 
     def wider(content: dict) -> None:
@@ -131,6 +141,4 @@ def test_files_that_are_none_are_named(tiny, files, tmp_path):
     (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
     for path, message in ((tmp_path / "broken.pt", "cannot be read"), (tmp_path / "absent.pt", "no such file")):
         with pytest.raises(UserError, match=message):
-            import_published(tiny, files | {"transformer": path}, tmp_path / "training")
-    with pytest.raises(UserError, match="no file is given for super_resolution"):
-        import_published(tiny, {k: files[k] for k in PHASES[:2]}, tmp_path / "training")
+            train(published(tiny, files | {"transformer": path}), tmp_path / "training", silent)
