@@ -75,7 +75,7 @@ def fit(
     _check_owner(folder, identity)
 
     resume = folder / CHECKPOINT
-    averaged = AveragedWeights(decay=settings.ema_decay)
+    averaged = AveragedWeights(decay=settings.ema_decay, use_buffers=False)  # buffers, as codebooks, stay the last
     callbacks = [
         *callbacks,  # before the average is swapped out again at the end of validation
         averaged,
@@ -218,5 +218,6 @@ def _quiet() -> None:
         ".*Experiment logs directory.*exists.*",
         ".*ended before the epoch.*",
         ".*lr_scheduler.step.*",
+        ".*ModelCheckpoint with manual optimization.*",  # it saves what is after the step, which is what is wanted
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -154,7 +154,7 @@ def fixed() -> GenerateCTConfig:
         published.tokenizer,
         mixed_axes=False,
         causal_time=True,
-        revive_below=1.0,
+        revive_below=0.01,  # unused for about 20 steps
         perceptual="frozen",
         train=replace(published.tokenizer.train, batch_size=1, ema_decay=0.999),  # volumes differ in length
     )

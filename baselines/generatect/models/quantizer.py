@@ -55,7 +55,7 @@ class Codebook(nn.Module):
         if revive_below > 0 and dead.any():
             drawn = torch.randint(len(directions), (int(dead.sum()),), generator=generator, device=x.device)
             self.embed[0, dead] = directions[drawn]
-            self.cluster_size[0, dead] = revive_below
+            self.cluster_size[0, dead] = 1.0  # as if used once: time to be found
 
 
 class VectorQuantize(nn.Module):

@@ -58,7 +58,7 @@ def test_a_training_leaves_three_networks_in_one_file(tiny, trained):
 @pytest.mark.xfail(reason="its loss is logged at 7 steps of 10 instead of 2; not understood yet")
 def test_the_discriminator_takes_every_fourth_step(trained):
     with (trained / "tokenizer" / "metrics" / "session0" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
     judged = [row["train/discriminator_loss"] for row in rows]  # Lightning repeats what an earlier step logged
     assert [int(value != "") for value in judged] == [0, 0, 0, *[1] * 7]
     assert len(set(judged[3:7])) == len(set(judged[7:])) == 1
