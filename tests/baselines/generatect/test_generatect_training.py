@@ -55,7 +55,6 @@ def test_a_training_leaves_three_networks_in_one_file(tiny, trained):
         assert not (trained / phase / CHECKPOINT).exists()
 
 
-@pytest.mark.xfail(reason="its loss is logged at 7 steps of 10 instead of 2; not understood yet")
 def test_the_discriminator_takes_every_fourth_step(trained):
     with (trained / "tokenizer" / "metrics" / "session0" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
