@@ -56,7 +56,9 @@ class TrainConfig(OptimizerConfig):
 class OwnAutoencoderConfig(OptimizerConfig):
     """A small diffusers AutoencoderKL, trained here on the training slices."""
 
-    block_channels: list[int] = field(default_factory=lambda: [32, 64, 64, 64])  # 2^(levels - 1) times smaller latents
+    unshuffle: int = 1  # pixel-unshuffle factor in front of the network
+    # Latents are unshuffle x 2^(levels - 1) times smaller than slices.
+    block_channels: list[int] = field(default_factory=lambda: [32, 64, 64, 64])
     layers_per_block: int = 1
     latent_channels: int = 16
     norm_groups: int = 8
@@ -118,6 +120,7 @@ class FlowConfig:
     sigma_min: float = 1e-5  # share of noise that stays at t = 0
     noise_offset: float = 0.05  # of a constant drawn for each sample and channel, added to the noise
     condition_noise: float = 0.05  # on the clip before
+    prediction: Literal["velocity", "data"] = "velocity"  # what the network says; small ones learn data sooner
 
 
 @dataclass
@@ -169,8 +172,8 @@ def trained_by(experiment: CTFlowExperiment, optimizer: OptimizerConfig) -> CTFl
 
 def latent_factor(experiment: CTFlowExperiment) -> int:
     """Return by how much latents are smaller than slices."""
-    autoencoder = experiment.ctflow.autoencoder
-    return 2 ** (len(autoencoder.own.block_channels) - 1) if autoencoder.source == "own" else 8
+    own, source = experiment.ctflow.autoencoder.own, experiment.ctflow.autoencoder.source
+    return own.unshuffle * 2 ** (len(own.block_channels) - 1) if source == "own" else 8
 
 
 def validate(experiment: CTFlowExperiment) -> None:
@@ -222,6 +225,11 @@ def validate(experiment: CTFlowExperiment) -> None:
     for key in ("text_dropout", "start_share", "aligned_share"):
         need(0 <= getattr(train, key) <= 1, f"train.{key} is a share in [0, 1]")
     need(0 <= config.flow.sigma_min < 1, "flow.sigma_min lies in [0, 1)")
+    need(
+        config.flow.prediction == "velocity" or sample.solver in ("euler", "midpoint"),
+        f"sample.solver={sample.solver} asks for the velocity at t = 0, where flow.prediction=data has none; "
+        "euler and midpoint do not",
+    )
     need(sample.num_inference_steps >= 1 and sample.max_clips >= 1, "sample: at least one step and one clip")
     need(
         0 <= sample.overlap < model.clip_length and sample.overlap % model.patch_size[0] == 0,

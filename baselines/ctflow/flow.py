@@ -30,6 +30,19 @@ def velocity(data: Tensor, noise: Tensor, flow: FlowConfig) -> Tensor:
     return (1 - flow.sigma_min) * noise - data
 
 
+def target(data: Tensor, noise: Tensor, flow: FlowConfig) -> Tensor:
+    """Return what the network is trained to say, as `prediction` tells: the velocity, or the data."""
+    return data if flow.prediction == "data" else velocity(data, noise, flow)
+
+
+def as_velocity(predicted: Tensor, z: Tensor, t: float, flow: FlowConfig) -> Tensor:
+    """Return the velocity at (z, t), t > 0, of what the network said there; the inverse of `target`."""
+    if flow.prediction == "velocity":
+        return predicted
+    noise = (z - (1 - t) * predicted) / (flow.sigma_min + (1 - flow.sigma_min) * t)
+    return velocity(predicted, noise, flow)
+
+
 def training_noise(like: Tensor, flow: FlowConfig, generator: torch.Generator) -> Tensor:
     """Return z_1 for training: white noise plus `noise_offset` times a constant for each sample and channel.
 

@@ -90,7 +90,8 @@ class CTFlowGenerator:
             )
         reset_peak_memory(self.device)
         started = time.perf_counter()
-        sampler = ClipSampler(self.denoiser, sample, experiment.ctflow.model.clip_length)
+        config = experiment.ctflow
+        sampler = ClipSampler(self.denoiser, sample, config.flow, config.model.clip_length)
         sampled = self.sample(sampler, case, seed, advance)
         if sampled.ended_by == BY_BOUND:
             logger.warning(

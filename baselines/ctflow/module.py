@@ -75,12 +75,12 @@ class CTFlowModule(lightning.LightningModule):
     def objective(
         self, batch: dict, conditions: Conditions, generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the mean squared error of the velocity, and the cross-entropy of the end head if there is one."""
+        """Return the mean squared error of the prediction, and the cross-entropy of the end head if there is one."""
         data, settings = batch["latents"], self.experiment.ctflow.flow  # (B, c, T, h, w)
         t = torch.rand(len(data), generator=generator, device=data.device)  # (B,)
         noise = flow.training_noise(data, settings, generator)
         predicted, end_logits = self.denoiser(flow.path(data, noise, t, settings), t, conditions)
-        loss = functional.mse_loss(predicted, flow.velocity(data, noise, settings))
+        loss = functional.mse_loss(predicted, flow.target(data, noise, settings))
         if end_logits is None:
             return loss, None
         return loss, functional.binary_cross_entropy_with_logits(end_logits, batch["ended"])
@@ -131,7 +131,7 @@ class AutoencoderModule(lightning.LightningModule):
         return self.autoencoder
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """Return the loss: mean absolute error, plus `kl_weight` times the divergence of the latents from N(0, 1)."""
+        """Return the loss: mean squared error, plus `kl_weight` times the divergence of the latents from N(0, 1)."""
         generator = self._generator(TRAINING, self.global_step)
         error, divergence = self.objective(self.images(batch["frames"]), generator)
         self.log("train/loss", error, prog_bar=True)
@@ -144,16 +144,17 @@ class AutoencoderModule(lightning.LightningModule):
         self.log("val/loss", error, batch_size=len(batch["frames"]))
 
     def images(self, frames: Tensor) -> Tensor:
-        """Return slices (B, 1, H, W) in [-1, 1] as images in `image_range`, and a white one more."""
+        """Return slices (B, 1, H, W) in [-1, 1] as the network sees them, in `image_range`, and a white one more."""
         low, high = self.experiment.ctflow.autoencoder.image_range
-        return torch.cat([(frames + 1) / 2 * (high - low) + low, torch.full_like(frames[:1], WHITE)])
+        images = torch.cat([(frames + 1) / 2 * (high - low) + low, torch.full_like(frames[:1], WHITE)])
+        return functional.pixel_unshuffle(images, self.experiment.ctflow.autoencoder.own.unshuffle)
 
     def objective(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the mean absolute error of the reconstruction, and the KL divergence for each latent number."""
+        """Return the mean squared error of the reconstruction, and the KL divergence for each latent number."""
         posterior = self.autoencoder.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator, device=images.device)
         rebuilt = self.autoencoder.decode(posterior.mean + posterior.std * noise).sample
-        return functional.l1_loss(rebuilt, images), posterior.kl().mean() / posterior.mean[0].numel()
+        return functional.mse_loss(rebuilt, images), posterior.kl().mean() / posterior.mean[0].numel()
 
     def configure_optimizers(self) -> dict:
         """AdamW; a linear warm-up, then a straight fall to `min_lr` at the last step."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from baselines.ctflow import flow
-from baselines.ctflow.config import FlowSampleConfig
+from baselines.ctflow.config import FlowConfig, FlowSampleConfig
 from baselines.ctflow.latents import geometry
 from baselines.ctflow.models.denoiser import Conditions, Denoiser
 from trace_lightning.anatomy.grid import Grid
@@ -57,11 +57,12 @@ class ClipSampler:
     Args:
         denoiser: the trained network.
         sample: solver, steps and guidance scale.
+        path: between data and noise, and what the network predicts on it.
         length: T, slices of a clip.
     """
 
-    def __init__(self, denoiser: Denoiser, sample: FlowSampleConfig, length: int):
-        self.denoiser, self.sample, self.length = denoiser, sample, length
+    def __init__(self, denoiser: Denoiser, sample: FlowSampleConfig, path: FlowConfig, length: int):
+        self.denoiser, self.sample, self.path, self.length = denoiser, sample, path, length
 
     @property
     def evaluations(self) -> int:
@@ -76,11 +77,11 @@ class ClipSampler:
         def field(z: Tensor, t: float) -> Tensor:
             nonlocal logits
             times = torch.full((len(z),), t, device=z.device)
-            velocity, logits = self.denoiser(z, times, conditions)
-            if self.sample.guidance_scale == 1:
-                return velocity
-            unguided, _ = self.denoiser(z, times, conditions.without_text())
-            return flow.guided(velocity, unguided, self.sample.guidance_scale)
+            predicted, logits = self.denoiser(z, times, conditions)
+            if self.sample.guidance_scale != 1:
+                unguided, _ = self.denoiser(z, times, conditions.without_text())
+                predicted = flow.guided(predicted, unguided, self.sample.guidance_scale)
+            return flow.as_velocity(predicted, z, t, self.path)
 
         clips = flow.solve(field, noise, self.sample.solver, self.sample.num_inference_steps)
         return clips, None if logits is None else logits.sigmoid()

@@ -11,12 +11,14 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import Tensor, nn
+from torch.nn import functional
 
 from baselines.ctflow.config import AutoencoderConfig, OwnAutoencoderConfig
 from trace_lightning.errors import UserError
 
 TINY_CHANNELS, TINY_FILES = 32, {"encoder": "taef2_encoder.pth", "decoder": "taef2_decoder.pth"}
 WHITE = 1.0  # of an image in [-1, 1]; as published also the mark of the end
+START_LOG_VARIANCE = -6.0  # of the own latents: noise as large as they are would have to be unlearnt first
 
 
 class SliceAutoencoder(nn.Module):
@@ -25,14 +27,15 @@ class SliceAutoencoder(nn.Module):
     Args:
         network: a diffusers autoencoder of images in [-1, 1].
         image_range: what -1 and 1 of a slice become before the network sees it.
+        unshuffle: of pixels, in front of the network.
     """
 
-    def __init__(self, network: AutoencoderKL | AutoencoderTiny, image_range: list[float]):
+    def __init__(self, network: AutoencoderKL | AutoencoderTiny, image_range: list[float], unshuffle: int = 1):
         super().__init__()
-        self.network, (self.low, self.high) = network, image_range
+        self.network, (self.low, self.high), self.unshuffle = network, image_range, unshuffle
         self.channels = network.config.latent_channels
         self.image_channels = network.config.in_channels
-        self.factor = 2 ** (len(network.config.get("block_out_channels") or (0,) * 4) - 1)
+        self.factor = unshuffle * 2 ** (len(network.config.get("block_out_channels") or (0,) * 4) - 1)
         self.shift = network.config.get("shift_factor") or 0.0
         self.scale = network.config.scaling_factor
 
@@ -44,13 +47,15 @@ class SliceAutoencoder(nn.Module):
     @torch.no_grad()
     def decode(self, latents_NCHW: Tensor) -> Tensor:
         """Return slices (N, H, W), in [-1, 1] but for the autoencoder's errors and for white, which may lie above."""
-        images = self.network.decode(latents_NCHW / self.scale + self.shift).sample.mean(dim=1)  # grey
+        decoded = self.network.decode(latents_NCHW / self.scale + self.shift).sample
+        images = functional.pixel_shuffle(decoded, self.unshuffle).mean(dim=1)  # grey
         return (images - self.low) / (self.high - self.low) * 2 - 1
 
     @torch.no_grad()
     def encode_images(self, images_NHW: Tensor) -> Tensor:
         """Return the latents of images in the network's own range [-1, 1]."""
-        encoded = self.network.encode(images_NHW[:, None].expand(-1, self.image_channels, -1, -1))
+        images = functional.pixel_unshuffle(images_NHW[:, None], self.unshuffle)
+        encoded = self.network.encode(images.expand(-1, self.image_channels, -1, -1))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents - self.shift) * self.scale
 
@@ -82,15 +87,16 @@ def load_autoencoder(config: AutoencoderConfig, own: Path | None = None) -> Slic
         "own": lambda: _load_kl(str(own), ""),
     }
     network = loaders[config.source]()
-    return SliceAutoencoder(network.eval().requires_grad_(False), config.image_range)
+    unshuffle = config.own.unshuffle if config.source == "own" else 1
+    return SliceAutoencoder(network.eval().requires_grad_(False), config.image_range, unshuffle)
 
 
 def build_own(config: OwnAutoencoderConfig) -> AutoencoderKL:
     """Build the small autoencoder of grey slices, untrained."""
     levels = len(config.block_channels)
-    return AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
+    network = AutoencoderKL(
+        in_channels=config.unshuffle**2,
+        out_channels=config.unshuffle**2,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=tuple(config.block_channels),
@@ -103,6 +109,8 @@ def build_own(config: OwnAutoencoderConfig) -> AutoencoderKL:
         scaling_factor=1.0,  # set after training
         shift_factor=0.0,
     )
+    nn.init.constant_(network.encoder.conv_out.bias[config.latent_channels :], START_LOG_VARIANCE)
+    return network
 
 
 def load_tiny(folder: Path) -> AutoencoderTiny:

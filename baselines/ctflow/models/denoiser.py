@@ -36,7 +36,7 @@ class Conditions:
 
 
 class Denoiser(nn.Module):
-    """Velocity of a noisy clip and, with `model.end_head`, of each slice whether it lies beyond the end.
+    """Velocity of a noisy clip (or its data, as `flow.prediction` says) and, with `model.end_head`, of each slice whether it lies beyond the end.
 
     Args:
         model: sizes and switches.
@@ -56,13 +56,13 @@ class Denoiser(nn.Module):
         """Predict for latents (B, c, T, h, w) at times t in [0, 1].
 
         Returns:
-            The velocity (B, c, T, h, w), and the logits (B, T) of lying beyond the end, or None without that head.
+            The prediction (B, c, T, h, w), and the logits (B, T) of lying beyond the end, or None without that head.
         """
         geometry = None if self.geometry is None else self.geometry(conditions.geometry)
-        velocity, tokens = self.stdit(
+        predicted, tokens = self.stdit(
             noisy_BCTHW, t_B, conditions.previous, conditions.text, conditions.keep_text, geometry
         )
-        return velocity, None if self.end_head is None else self.end_head(tokens)
+        return predicted, None if self.end_head is None else self.end_head(tokens)
 
 
 class GeometryEmbedder(nn.Module):

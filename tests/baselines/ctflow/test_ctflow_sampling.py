@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.ctflow.checks import border_ratio
-from baselines.ctflow.config import FlowSampleConfig
+from baselines.ctflow.config import FlowConfig, FlowSampleConfig
 from baselines.ctflow.generation import fit_length
 from baselines.ctflow.sampling import (
     ClipSampler,
@@ -60,7 +60,7 @@ def sample(wanted: int = 30, last: int = 30, head: torch.Tensor | None = None, *
     config = FlowSampleConfig(**settings)
     generator = torch.Generator().manual_seed(0)
     found = sample_volume(
-        ClipSampler(network, config, T),
+        ClipSampler(network, config, FlowConfig(), T),
         volume(wanted),
         lambda: torch.randn(2, T, 3, 3, generator=generator),
         lambda made: None,
@@ -127,7 +127,7 @@ def test_next_blocks_follow_real_slices_only():
     real = torch.arange(20.0).view(20, 1, 1, 1).expand(20, *SHAPE)
     network = Ramp(20, 20)
     found = sample_next_blocks(
-        ClipSampler(network, FlowSampleConfig(num_inference_steps=2), T),
+        ClipSampler(network, FlowSampleConfig(num_inference_steps=2), FlowConfig(), T),
         volume(20),
         lambda: torch.randn(2, T, 3, 3),
         lambda made: None,
@@ -145,7 +145,7 @@ def test_guidance_doubles_the_evaluations_and_pushes_away_from_the_empty_prompt(
         return torch.full_like(noisy, 0.0 if empty else -1.0), None
 
     settings = FlowSampleConfig(num_inference_steps=4, guidance_scale=3.0, solver="heun")
-    sampler = ClipSampler(network, settings, T)
+    sampler = ClipSampler(network, settings, FlowConfig(), T)
     clips, _ = sampler.run(torch.zeros(1, 2, T, 3, 3), SimpleNamespace(keep_text=None, without_text=empty_prompt))
     assert clips.unique().tolist() == pytest.approx([3.0])
     assert sampler.evaluations == 4 * 2 * 2

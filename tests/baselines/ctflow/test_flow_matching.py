@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.ctflow.config import FlowConfig
-from baselines.ctflow.flow import SOLVERS, evaluations, guided, path, solve, training_noise, velocity
+from baselines.ctflow.flow import (
+    SOLVERS,
+    as_velocity,
+    evaluations,
+    guided,
+    path,
+    solve,
+    target,
+    training_noise,
+    velocity,
+)
 
 FLOW = FlowConfig()
 EXACT = FlowConfig(sigma_min=0.0)
@@ -37,6 +47,24 @@ def test_each_sample_has_its_own_time():
     t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     expected = torch.stack([data[0], (data[1] + noise[1]) / 2, noise[2]])
     assert torch.allclose(path(data, noise, t, EXACT), expected)
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 1), st.floats(0, 0.5), st.sampled_from(["velocity", "data"]))
+def test_whatever_the_network_predicts_the_velocity_is_the_paths(t, sigma_min, prediction):
+    data, noise = pair()
+    flow = FlowConfig(sigma_min=sigma_min, prediction=prediction)
+    z = path(data, noise, torch.full((3,), t, dtype=torch.float64), flow)
+    found = as_velocity(target(data, noise, flow), z, t, flow)
+    assert torch.allclose(found, velocity(data, noise, flow), atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint"])
+def test_one_that_always_says_the_data_ends_there(solver):
+    data, noise = pair()
+    flow = FlowConfig(prediction="data")
+    found = solve(lambda z, t: as_velocity(data, z, t, flow), noise, solver, 4)
+    assert torch.allclose(found, data, atol=1e-4)  # sigma_min of noise stays
 
 
 @pytest.mark.parametrize("steps", [1, 7])
