@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -302,7 +302,7 @@ def uses_text(experiment: Experiment) -> bool:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Read the resolved keys that were saved with a run.
+    """Read the resolved keys that were saved with a run; those that only another method has are left out.
 
     Raises:
         UserError: absent, unreadable, or written by another version with other keys.
@@ -312,7 +312,10 @@ def read_experiment(path: Path) -> Experiment:
     from yaml import YAMLError
 
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.load(path)))
+        saved = OmegaConf.load(path)
+        if saved.get("method") != Experiment.method:
+            saved = OmegaConf.masked_copy(saved, [field.name for field in fields(Experiment) if field.name in saved])
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), saved))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; --run names a folder as runs/PROFILE/EXPERIMENT/seedK") from None
     except (OmegaConfBaseException, YAMLError) as error:

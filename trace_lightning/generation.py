@@ -24,15 +24,15 @@ from trace_lightning.fitting import load_weights
 from trace_lightning.models.denoiser import Denoiser, num_frames
 from trace_lightning.models.mask_encoding import encode_masks
 from trace_lightning.module import build_denoiser
-from trace_lightning.protocol import Case, Generated, Progress
+from trace_lightning.protocol import ALL_AT_ONCE, FROM_SLICE_0, Case, Generated, Progress
 from trace_lightning.sampling import independent, overlap
 from trace_lightning.sampling.ddim import DDIM, InitialNoise
 from trace_lightning.sampling.volume import VolumeConditions
 from trace_lightning.training import network_keys
 
-SAMPLERS = {
-    "independent": (independent.sample_independent, independent.evaluations_per_slice),
-    "overlap": (overlap.sample_overlap, overlap.evaluations_per_slice),
+SAMPLERS = {  # how, at what cost, and from where along z
+    "independent": (independent.sample_independent, independent.evaluations_per_slice, ALL_AT_ONCE),
+    "overlap": (overlap.sample_overlap, overlap.evaluations_per_slice, FROM_SLICE_0),
 }
 
 
@@ -56,6 +56,11 @@ class TraceGenerator:
     experiment: Experiment
     denoiser: Denoiser
     device: torch.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network."""
+        return sum(parameter.numel() for parameter in self.denoiser.parameters())
 
     @torch.inference_mode()
     def generate(self, cases: Sequence[Case], seeds: Sequence[int], progress: Progress) -> Iterator[Generated]:
@@ -83,7 +88,7 @@ class TraceGenerator:
         ddim = DDIM(self.denoiser, experiment.diffusion, sample)
         volumes = [self.conditions(case) for case in cases]
         noises = [InitialNoise(seed, (frames, data.size, data.size), sample.initial_noise) for seed in seeds]
-        run, cost = SAMPLERS[sample.sampler]
+        run, cost, begins = SAMPLERS[sample.sampler]
         slices = run(ddim, volumes, noises, sample, advance)
         images = [of_volume.float().cpu().numpy() for of_volume in slices]
         seconds = (time.perf_counter() - started) / len(cases)
@@ -94,6 +99,7 @@ class TraceGenerator:
                 evaluations_per_slice=cost(ddim, sample, case.grid.shape[0], frames),
                 seconds=seconds,
                 peak_memory_bytes=peak_memory_bytes(self.device),
+                generated_from=begins,
                 details={"volumes_abreast": len(cases)},
             )
 
@@ -163,7 +169,7 @@ def generate_from_mask(
     return Volume(hu, grid), generated
 
 
-def inputs_note(experiment: Experiment) -> str:
+def text_note(experiment: Experiment) -> str:
     """Return which text tower a volume was made with, for its provenance."""
     from trace_lightning.data.text import describe
 
