@@ -61,8 +61,10 @@ class Method:
 
 
 def trace_inputs(experiment: Experiment) -> tuple[str, ...]:
-    """Return what TRACE reads of a test case: only anatomical guidance looks at the mask and the report."""
-    return ("mask", "text", "length") if experiment.model.anatomical_guidance else ("length",)
+    """Return what TRACE reads of a test case: only anatomical guidance looks at a mask and the report."""
+    if not experiment.model.anatomical_guidance:
+        return ("length",)
+    return ("text", "length") if experiment.sample.masks_from == "bank" else ("mask", "text", "length")
 
 
 def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
@@ -181,7 +183,11 @@ METHODS = {
             "trace_lightning/models/*.py",
             "trace_lightning/sampling/guidance_map.py",
         ),
-        generation_code=("trace_lightning/generation.py", "trace_lightning/sampling/*.py"),
+        generation_code=(
+            "trace_lightning/generation.py",
+            "trace_lightning/mask_bank.py",
+            "trace_lightning/sampling/*.py",
+        ),
     ),
     "ctflow": Method(
         groups=("ctflow",),

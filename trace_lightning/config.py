@@ -140,6 +140,7 @@ class SampleConfig:
     line9_frame: Literal["n+1", "n"] = "n+1"  # which new frame enters G(n+1) in line 9 (as printed: n)
     gamma: float = 2.0  # exponent of G (line 6)
     smoothing_sigma: float = 1.0  # H: Gaussian outside the mask, in pixels
+    masks_from: Literal["case", "bank"] = "case"  # the test patient, or training patients of about the same length
     pair_stride: int = 2  # `independent`: slices from one pair to the next; 1 keeps the first frame of each pair
     volumes_abreast: int = 1  # cases denoised together; does not change any volume
 
@@ -282,6 +283,10 @@ def validate(experiment: Experiment) -> None:
     need(
         sample.guidance_scale == 1 or model.anatomical_guidance,
         "sample.guidance_scale guides by text, which model.anatomical_guidance=false takes away; set it to 1",
+    )
+    need(
+        sample.masks_from == "case" or model.anatomical_guidance,
+        "sample.masks_from=bank needs model.anatomical_guidance=true: without it no mask is read",
     )
     need(sample.pair_stride in (1, 2), "sample.pair_stride is 1 or 2")
     vista3d = experiment.evaluate.segmenter == "vista3d"

@@ -21,6 +21,7 @@ from trace_lightning.data.text import embed_prompts, text_dim
 from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
+from trace_lightning.mask_bank import draw_labels
 from trace_lightning.models.denoiser import Denoiser, num_frames
 from trace_lightning.models.mask_encoding import encode_masks
 from trace_lightning.module import build_denoiser
@@ -86,7 +87,7 @@ class TraceGenerator:
         reset_peak_memory(self.device)
         started = time.perf_counter()
         ddim = DDIM(self.denoiser, experiment.diffusion, sample)
-        volumes = [self.conditions(case) for case in cases]
+        volumes = [self.conditions(case, seed) for case, seed in zip(cases, seeds, strict=True)]
         noises = [InitialNoise(seed, (frames, data.size, data.size), sample.initial_noise) for seed in seeds]
         run, cost, begins = SAMPLERS[sample.sampler]
         slices = run(ddim, volumes, noises, sample, advance)
@@ -103,15 +104,18 @@ class TraceGenerator:
                 details={"volumes_abreast": len(cases)},
             )
 
-    def conditions(self, case: Case) -> VolumeConditions:
-        """Return what the samplers need to know of a case, on the device."""
+    def conditions(self, case: Case, seed: int) -> VolumeConditions:
+        """Return what the samplers need to know of a case, on the device; `seed` draws its mask where it has none."""
         experiment, model = self.experiment, self.experiment.model
         num_slices = case.grid.shape[0]
         if not model.anatomical_guidance:
             return VolumeConditions(num_slices, self.device)
-        if case.labels is None:
+        labels = case.labels
+        if labels is None and experiment.sample.masks_from == "bank":
+            labels = draw_labels(experiment, case.grid, seed)
+        if labels is None:
             raise UserError(f"{case.case_id}: {experiment.name} needs a mask")
-        classes = class_map(case.labels, model.num_mask_classes)  # (D, H, W)
+        classes = class_map(labels, model.num_mask_classes)  # (D, H, W)
         masks = encode_masks(
             torch.from_numpy(classes.astype(np.int64))[:, None], model.num_mask_classes, model.mask_encoding
         )  # (D, C, H, W)
