@@ -9,12 +9,12 @@ import torch
 from trace_lightning.config import Experiment
 from trace_lightning.data.text import context_length, text_dim
 from trace_lightning.device import pick_device
-from trace_lightning.generation import SAMPLERS
+from trace_lightning.generation import SAMPLERS, sample_settings
 from trace_lightning.models.conditioners import Conditions
 from trace_lightning.models.denoiser import num_frames
 from trace_lightning.models.mask_encoding import num_mask_channels
 from trace_lightning.module import build_denoiser
-from trace_lightning.sampling.ddim import DDIM
+from trace_lightning.sampling.solver import Solver
 
 ADAM_COPIES = 4  # weights, gradients, two moments; the average is one more
 TYPICAL_SLICES = 100  # evaluations per slice change by less than 2 % beyond
@@ -56,9 +56,10 @@ def estimate(experiment: Experiment, num_steps: int) -> dict:
     with torch.inference_mode():
         evaluation = _seconds(lambda: denoiser(frames, timesteps, conditions), device) / batch
     parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    ddim = DDIM(denoiser, experiment.diffusion, experiment.sample)
-    per_slice = SAMPLERS[experiment.sample.sampler][1](
-        ddim, experiment.sample, TYPICAL_SLICES, num_frames(experiment.model)
+    sample = sample_settings(experiment)
+    solver = Solver(denoiser, experiment.diffusion, sample)
+    per_slice = SAMPLERS[sample.sampler].evaluations_per_slice(
+        solver, sample, TYPICAL_SLICES, num_frames(experiment.model)
     )
     return {
         "parameters": parameters,
