@@ -18,6 +18,12 @@ from trace_lightning.errors import UserError
 
 ANATOMY_CODE = ("trace_lightning/anatomy/*.py", "trace_lightning/anatomy/*.json", "trace_lightning/artifacts.py")
 FLOW_KEYS = ("flow_weights", *(f"data.flow_{name}" for name in ("source", "model", "weights", "resolution")))
+SAMPLER_KEYS = {  # those of `sample` that not all samplers read
+    "independent": ("initial_noise", "pair_stride"),
+    "overlap": ("initial_noise", "line9_frame", "gamma", "smoothing_sigma"),
+    "brickwork": ("noise_correlation", "strides", "all_pairs"),
+    "sequential_clean": ("noise_correlation", "warm_start", "segments"),
+}
 DATA_CODE = ("trace_lightning/data/**/*.py", *ANATOMY_CODE)
 FITTING_CODE = tuple(f"trace_lightning/{name}.py" for name in ("device", "monitoring", "fitting"))
 IN_PLACE = ("data.root", "data.num_workers", "data.flow_weights", "data.vista3d_weights")  # where files are
@@ -90,24 +96,25 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
         moot += ["data.mask_source", "mask_weights", "data.prompt", "data.prompt_length_mm", "train.text_dropout"]
     if not model.flow:
         moot += [*FLOW_KEYS, "train.mask_flow", "train.flow_dropout"]
-    if model.paired_frames and model.anatomical_guidance and train.guidance_training > 0:
+    mapped = model.paired_frames and model.anatomical_guidance and model.mask_encoding != "one_hot"
+    if mapped and train.guidance_training > 0:
         keys["guidance_map"] = {"gamma": sample.gamma, "smoothing_sigma": sample.smoothing_sigma}
     else:
         moot += ["train.guidance_training"]
     if train.max_steps is not None:
         moot += ["train.epochs"]
+    moot += [f"train.{name}" for name in ("clean_frame", "noise_correlation") if not getattr(train, name)]
     return without(keys, moot)
 
 
 def trace_generation_keys(experiment: Experiment) -> dict[str, Any]:
     """Return the keys that TRACE's sampling depends on besides its training."""
     keys = {"seed": experiment.seed, "sample": asdict(experiment.sample)}
-    moot = ["sample.volumes_abreast"]
-    if experiment.sample.sampler == "independent":
-        moot += ["sample.line9_frame", "sample.gamma", "sample.smoothing_sigma"]
-    if experiment.sample.sampler == "overlap" or not experiment.model.paired_frames:
-        moot += ["sample.pair_stride"]
-    return without(keys, moot)
+    moot = {"volumes_abreast", "tile_batch"} | set().union(*SAMPLER_KEYS.values())
+    moot -= set(SAMPLER_KEYS[experiment.sample.sampler])
+    if not experiment.model.paired_frames:
+        moot.add("pair_stride")
+    return without(keys, [f"sample.{name}" for name in moot])
 
 
 def ctflow_inputs(experiment: Any) -> tuple[str, ...]:
@@ -182,6 +189,7 @@ METHODS = {
             "trace_lightning/training.py",
             "trace_lightning/models/*.py",
             "trace_lightning/sampling/guidance_map.py",
+            "trace_lightning/sampling/noise.py",
         ),
         generation_code=(
             "trace_lightning/generation.py",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
@@ -122,6 +123,8 @@ class TrainConfig:
     guidance_training: float = 0.5  # share of pairs that see guidance maps, (G, M) and (G, G) in equal parts
     mask_flow: float = 0.4  # share of pairs whose flow is that between their masks, as at inference
     flow_dropout: float = 0.2  # share of pairs without flow
+    clean_frame: float = 0.0  # share of pairs whose first frame is given clean; above 0 a channel says so
+    noise_correlation: float = 0.0  # between the two frames' noise; drawn for each pair between 0 and this
     val_every_steps: int = 2000
     checkpoint_every_steps: int = 1000
     log_every_steps: int = 50
@@ -131,7 +134,8 @@ class TrainConfig:
 class SampleConfig:
     """Inference (Sec. 3.3, Algorithm 1)."""
 
-    sampler: Literal["independent", "overlap"] = "overlap"
+    sampler: Literal["independent", "overlap", "brickwork", "sequential_clean"] = "overlap"
+    solver: Literal["ddim", "dpmpp_2m", "unipc"] = "ddim"  # DPM-Solver++ and UniPC: second order, multistep
     num_inference_steps: int = 50
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     clip_sample: bool = True
@@ -141,8 +145,14 @@ class SampleConfig:
     gamma: float = 2.0  # exponent of G (line 6)
     smoothing_sigma: float = 1.0  # H: Gaussian outside the mask, in pixels
     masks_from: Literal["case", "bank"] = "case"  # the test patient, or training patients of about the same length
+    noise_correlation: float = 0.0  # `brickwork`, `sequential_clean`: of neighbouring slices' noise, AR(1) along z
+    strides: list[int] | None = None  # `brickwork`: distances of pairs; null: those trained on, data.skips
+    all_pairs: bool = False  # `brickwork`: all pairs at each step, averaged; twice the evaluations
+    tile_batch: int = 8  # `brickwork`: pairs that go through the network together; changes no volume
+    warm_start: float = 1.0  # `sequential_clean`: share of the steps, from the slice below noised so far; 1: from noise
+    segments: int = 1  # `sequential_clean`: parts of a volume that grow side by side, unlinked
     pair_stride: int = 2  # `independent`: slices from one pair to the next; 1 keeps the first frame of each pair
-    volumes_abreast: int = 1  # cases denoised together; does not change any volume
+    volumes_abreast: int = 1  # cases denoised together; changes no volume
 
 
 @dataclass
@@ -195,7 +205,7 @@ AT_LEAST = {  # smallest values that mean something
     "data.phantom.num_train_patients model.layers_per_block model.norm_groups model.attention_heads model.unshuffle "
     "model.text_context_dim model.flow_adapter_channels model.frame_embedding_dim diffusion.num_train_timesteps "
     "train.batch_size train.val_every_steps train.checkpoint_every_steps train.log_every_steps "
-    "sample.num_inference_steps sample.volumes_abreast run.jobs",
+    "sample.num_inference_steps sample.volumes_abreast sample.tile_batch sample.segments run.jobs",
     0: "seed data.num_val_patients data.num_workers data.split_seed data.phantom.seed data.phantom.num_valid_patients "
     "text.seed train.warmup_steps train.weight_decay sample.smoothing_sigma evaluate.bootstrap_samples run.threads",
 }
@@ -265,7 +275,7 @@ def validate(experiment: Experiment) -> None:
     need(steps >= 1, "train.max_steps (or train.epochs, where it is null) is at least 1")
     need(0 < train.min_lr <= train.lr, "0 < train.min_lr <= train.lr")
     need(0 <= train.ema_decay < 1, "train.ema_decay lies in [0, 1)")
-    for key in ("text_dropout", "guidance_training", "mask_flow", "flow_dropout"):
+    for key in ("text_dropout", "guidance_training", "mask_flow", "flow_dropout", "clean_frame"):
         need(0 <= getattr(train, key) <= 1, f"train.{key} is a share in [0, 1]")
     need(train.mask_flow + train.flow_dropout <= 1, "train.mask_flow + train.flow_dropout <= 1")
     need(
@@ -289,6 +299,7 @@ def validate(experiment: Experiment) -> None:
         "sample.masks_from=bank needs model.anatomical_guidance=true: without it no mask is read",
     )
     need(sample.pair_stride in (1, 2), "sample.pair_stride is 1 or 2")
+    _validate_joint(experiment, need)
     vista3d = experiment.evaluate.segmenter == "vista3d"
     known = set(group_names() if vista3d else ("lung", "bone"))
     need(
@@ -299,6 +310,38 @@ def validate(experiment: Experiment) -> None:
         experiment.evaluate.spacing_mm is None or experiment.evaluate.spacing_mm > 0,
         "evaluate.spacing_mm is positive, or null for the reference's own grid",
     )
+
+
+def _validate_joint(experiment: Experiment, need: Callable[[bool, str], None]) -> None:
+    """Refuse what has no meaning for `brickwork` and `sequential_clean`, and for what they are trained with."""
+    model, sample, train, skips = experiment.model, experiment.sample, experiment.train, experiment.data.skips
+    brickwork, sequential = sample.sampler == "brickwork", sample.sampler == "sequential_clean"
+    need(
+        model.paired_frames or not (brickwork or sequential or train.clean_frame or train.noise_correlation),
+        "model.paired_frames=false leaves no pairs; sample.sampler=brickwork and sequential_clean, train.clean_frame "
+        "and train.noise_correlation need them",
+    )
+    need(
+        not brickwork or 1 in (sample.strides or skips),
+        "sample.sampler=brickwork links neighbours in the end: data.skips and sample.strides must hold 1",
+    )
+    need(
+        sample.strides is None or (bool(sample.strides) and set(sample.strides) <= set(skips)),
+        f"sample.strides={sample.strides} are of the distances trained on, data.skips={skips}; null is all of them",
+    )
+    need(
+        not sequential or train.clean_frame > 0,
+        "sample.sampler=sequential_clean needs a network trained with a clean first frame: train.clean_frame above 0",
+    )
+    need(
+        sample.noise_correlation == 0 or brickwork or sequential,
+        "sample.noise_correlation is along the slices of sample.sampler=brickwork or sequential_clean; for the others "
+        "sample.initial_noise says how runs share their noise",
+    )
+    for section in ("train", "sample"):
+        correlation = getattr(experiment, section).noise_correlation
+        need(0 <= correlation <= 1, f"{section}.noise_correlation={correlation} lies in [0, 1]")
+    need(0 < sample.warm_start <= 1, f"sample.warm_start={sample.warm_start} lies in (0, 1]")
 
 
 def uses_text(experiment: Experiment) -> bool:

@@ -7,12 +7,12 @@ import torch
 from trace_lightning.config import Experiment
 from trace_lightning.data.text import context_length, text_dim
 from trace_lightning.device import pick_device
-from trace_lightning.generation import SAMPLERS
+from trace_lightning.generation import SAMPLERS, sample_settings
 from trace_lightning.models.conditioners import Conditions
 from trace_lightning.models.denoiser import num_frames
 from trace_lightning.models.mask_encoding import num_mask_channels
 from trace_lightning.module import build_denoiser
-from trace_lightning.sampling.ddim import DDIM
+from trace_lightning.sampling.solver import Solver
 from trace_lightning.stopwatch import best_seconds, step_cost
 
 TYPICAL_SLICES = 100  # evaluations per slice change by less than 2 % beyond
@@ -41,9 +41,10 @@ def estimate(experiment: Experiment, num_volumes: int, num_slices: int) -> dict:
     step = step_cost(denoiser, lambda: denoiser(frames, timesteps, conditions).square().mean(), batch, device)
     with torch.inference_mode():
         evaluation = best_seconds(lambda: denoiser(frames, timesteps, conditions), device) / batch
-    ddim = DDIM(denoiser, experiment.diffusion, experiment.sample)
-    per_slice = SAMPLERS[experiment.sample.sampler][1](
-        ddim, experiment.sample, TYPICAL_SLICES, num_frames(experiment.model)
+    sample = sample_settings(experiment)
+    solver = Solver(denoiser, experiment.diffusion, sample)
+    per_slice = SAMPLERS[sample.sampler].evaluations_per_slice(
+        solver, sample, TYPICAL_SLICES, num_frames(experiment.model)
     )
     return {
         "parameters": step.parameters,

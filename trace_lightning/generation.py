@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trace_lightning.anatomy.grid import Grid, resample
 from trace_lightning.artifacts import Volume
-from trace_lightning.config import Experiment, uses_text
+from trace_lightning.config import Experiment, SampleConfig, uses_text
 from trace_lightning.data.flow import volume_mask_flow
 from trace_lightning.data.masks import class_map
 from trace_lightning.data.preprocess import model_grid, unit_to_hu
@@ -23,18 +23,46 @@ from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
 from trace_lightning.mask_bank import draw_labels
 from trace_lightning.models.denoiser import Denoiser, num_frames
-from trace_lightning.models.mask_encoding import encode_masks
 from trace_lightning.module import build_denoiser
 from trace_lightning.protocol import ALL_AT_ONCE, FROM_SLICE_0, Case, Generated, Progress
-from trace_lightning.sampling import independent, overlap
-from trace_lightning.sampling.ddim import DDIM, InitialNoise
+from trace_lightning.sampling import brickwork, independent, overlap, sequential
+from trace_lightning.sampling.noise import InitialNoise
+from trace_lightning.sampling.solver import Solver
 from trace_lightning.sampling.volume import VolumeConditions
 from trace_lightning.training import network_keys
 
-SAMPLERS = {  # how, at what cost, and from where along z
-    "independent": (independent.sample_independent, independent.evaluations_per_slice, ALL_AT_ONCE),
-    "overlap": (overlap.sample_overlap, overlap.evaluations_per_slice, FROM_SLICE_0),
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way from a trained network to volumes.
+
+    Attributes:
+        sample: (solver, volumes, noises, settings, advance) -> for each volume (N, H, W) in [-1, 1].
+        evaluations_per_slice: (solver, settings, N, F) -> network evaluations, a pair counted once.
+        network_calls: (solver, settings, all N, F) -> calls of the network, one after the other.
+        generated_from: where along z it begins.
+    """
+
+    sample: Callable[..., list[Tensor]]
+    evaluations_per_slice: Callable[[Solver, SampleConfig, int, int], float]
+    network_calls: Callable[[Solver, SampleConfig, Sequence[int], int], int]
+    generated_from: str
+
+
+SAMPLERS = {
+    name: Sampler(sample, module.evaluations_per_slice, module.network_calls, begins)
+    for name, module, sample, begins in (
+        ("independent", independent, independent.sample_independent, ALL_AT_ONCE),
+        ("overlap", overlap, overlap.sample_overlap, FROM_SLICE_0),
+        ("brickwork", brickwork, brickwork.sample_brickwork, ALL_AT_ONCE),
+        ("sequential_clean", sequential, sequential.sample_sequential, "the lowest slice of each segment, upwards"),
+    )
 }
+
+
+def sample_settings(experiment: Experiment) -> SampleConfig:
+    """Return the sampler's keys, `strides` filled in: those that the network was trained on unless fewer are named."""
+    return replace(experiment.sample, strides=experiment.sample.strides or experiment.data.skips)
 
 
 def load_generator(experiment: Experiment, training_folder: Path) -> TraceGenerator:
@@ -80,28 +108,29 @@ class TraceGenerator:
 
     def _generate_abreast(self, cases: Sequence[Case], seeds: Sequence[int], advance) -> Iterator[Generated]:
         experiment, data = self.experiment, self.experiment.data
-        sample, frames = experiment.sample, num_frames(experiment.model)
+        sample, frames = sample_settings(experiment), num_frames(experiment.model)
         for case in cases:
             if case.grid.shape[1:] != (data.size, data.size):
                 raise UserError(f"{case.case_id}: grid {case.grid.shape} does not fit the model's {data.size} pixels")
         reset_peak_memory(self.device)
         started = time.perf_counter()
-        ddim = DDIM(self.denoiser, experiment.diffusion, sample)
+        solver = Solver(self.denoiser, experiment.diffusion, sample)
         volumes = [self.conditions(case, seed) for case, seed in zip(cases, seeds, strict=True)]
         noises = [InitialNoise(seed, (frames, data.size, data.size), sample.initial_noise) for seed in seeds]
-        run, cost, begins = SAMPLERS[sample.sampler]
-        slices = run(ddim, volumes, noises, sample, advance)
+        sampler = SAMPLERS[sample.sampler]
+        slices = sampler.sample(solver, volumes, noises, sample, advance)
         images = [of_volume.float().cpu().numpy() for of_volume in slices]
         seconds = (time.perf_counter() - started) / len(cases)
+        calls = sampler.network_calls(solver, sample, [case.grid.shape[0] for case in cases], frames)
         for case, image in zip(cases, images, strict=True):
             yield Generated(
                 case_id=case.case_id,
                 volume=Volume(unit_to_hu(image, data), case.grid),
-                evaluations_per_slice=cost(ddim, sample, case.grid.shape[0], frames),
+                evaluations_per_slice=sampler.evaluations_per_slice(solver, sample, case.grid.shape[0], frames),
                 seconds=seconds,
                 peak_memory_bytes=peak_memory_bytes(self.device),
-                generated_from=begins,
-                details={"volumes_abreast": len(cases)},
+                generated_from=sampler.generated_from,
+                details={"volumes_abreast": len(cases), "network_calls": calls},
             )
 
     def conditions(self, case: Case, seed: int) -> VolumeConditions:
@@ -116,20 +145,27 @@ class TraceGenerator:
         if labels is None:
             raise UserError(f"{case.case_id}: {experiment.name} needs a mask")
         classes = class_map(labels, model.num_mask_classes)  # (D, H, W)
-        masks = encode_masks(
-            torch.from_numpy(classes.astype(np.int64))[:, None], model.num_mask_classes, model.mask_encoding
-        )  # (D, C, H, W)
-        flow = None
+        flow = {}
         if model.flow:  # between masks: at inference there are no frames to take it from
-            flow = torch.from_numpy(volume_mask_flow(classes, model.num_mask_classes, experiment.data.flow_stride))
-            flow = flow.to(self.device)  # (D - 1, 2, h, w)
+            flow = {k: torch.from_numpy(self._mask_flow(classes, k)).to(self.device) for k in self._distances()}
         return VolumeConditions(
             num_slices,
             self.device,
-            masks.to(self.device),
+            torch.from_numpy(classes.astype(np.uint8)).to(self.device),
+            model.num_mask_classes,
+            model.mask_encoding,
             self._text(case.prompt).to(self.device),
             flow,
         )
+
+    def _distances(self) -> list[int]:
+        """Return the distances of the pairs that the sampler draws."""
+        sample = sample_settings(self.experiment)
+        return sample.strides if sample.sampler == "brickwork" else [1]
+
+    def _mask_flow(self, classes: np.ndarray, skip: int) -> np.ndarray:
+        experiment = self.experiment
+        return volume_mask_flow(classes, experiment.model.num_mask_classes, experiment.data.flow_stride, skip)
 
     def _text(self, prompt: str) -> Tensor:
         embedded = embed_prompts([prompt], self.experiment.text, Path(self.experiment.run.cache_dir))

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from trace_lightning.artifacts import atomic_path
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import Progress
-from trace_lightning.sampling.ddim import DDIM
+from trace_lightning.sampling.solver import Solver
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -84,8 +84,8 @@ class SampleImages(lightning.Callback):
         batch = trainer.datamodule.on_after_batch_transfer(batch)
         data = batch["frames"]
         noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)).to(module.device)
-        ddim = DDIM(module.denoiser, module.experiment.diffusion, module.experiment.sample)
-        sampled = ddim.run(noise, module.conditions(batch, None))
+        solver = Solver(module.denoiser, module.experiment.diffusion, module.experiment.sample)
+        sampled = solver.run(noise, module.conditions(batch, None))
         rows = [torch.cat(list(images[:, 0]), dim=-1) for images in (data, sampled)]  # (H, B W) each
         picture = ((torch.cat(rows) + 1) * 127.5).clamp(0, 255).byte().cpu().numpy()
         self._write(picture, trainer)
