@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -144,6 +144,7 @@ class SampleConfig:
     line9_frame: Literal["n+1", "n"] = "n+1"  # which new frame enters G(n+1) in line 9 (as printed: n)
     gamma: float = 2.0  # exponent of G (line 6)
     smoothing_sigma: float = 1.0  # H: Gaussian outside the mask, in pixels
+    masks_from: Literal["case", "bank"] = "case"  # the test patient, or training patients of about the same length
     noise_correlation: float = 0.0  # `brickwork`, `sequential_clean`: of neighbouring slices' noise, AR(1) along z
     strides: list[int] | None = None  # `brickwork`: distances of pairs; null: those trained on, data.skips
     all_pairs: bool = False  # `brickwork`: all pairs at each step, averaged; twice the evaluations
@@ -293,6 +294,10 @@ def validate(experiment: Experiment) -> None:
         sample.guidance_scale == 1 or model.anatomical_guidance,
         "sample.guidance_scale guides by text, which model.anatomical_guidance=false takes away; set it to 1",
     )
+    need(
+        sample.masks_from == "case" or model.anatomical_guidance,
+        "sample.masks_from=bank needs model.anatomical_guidance=true: without it no mask is read",
+    )
     need(sample.pair_stride in (1, 2), "sample.pair_stride is 1 or 2")
     _validate_joint(experiment, need)
     vista3d = experiment.evaluate.segmenter == "vista3d"
@@ -345,7 +350,7 @@ def uses_text(experiment: Experiment) -> bool:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Read the resolved keys that were saved with a run.
+    """Read the resolved keys that were saved with a run; those that only another method has are left out.
 
     Raises:
         UserError: absent, unreadable, or written by another version with other keys.
@@ -355,7 +360,10 @@ def read_experiment(path: Path) -> Experiment:
     from yaml import YAMLError
 
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.load(path)))
+        saved = OmegaConf.load(path)
+        if saved.get("method") != Experiment.method:
+            saved = OmegaConf.masked_copy(saved, [field.name for field in fields(Experiment) if field.name in saved])
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), saved))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; --run names a folder as runs/PROFILE/EXPERIMENT/seedK") from None
     except (OmegaConfBaseException, YAMLError) as error:

@@ -21,9 +21,10 @@ from trace_lightning.data.text import embed_prompts, text_dim
 from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
+from trace_lightning.mask_bank import draw_labels
 from trace_lightning.models.denoiser import Denoiser, num_frames
 from trace_lightning.module import build_denoiser
-from trace_lightning.protocol import Case, Generated, Progress
+from trace_lightning.protocol import ALL_AT_ONCE, FROM_SLICE_0, Case, Generated, Progress
 from trace_lightning.sampling import brickwork, independent, overlap, sequential
 from trace_lightning.sampling.noise import InitialNoise
 from trace_lightning.sampling.solver import Solver
@@ -39,20 +40,22 @@ class Sampler:
         sample: (solver, volumes, noises, settings, advance) -> for each volume (N, H, W) in [-1, 1].
         evaluations_per_slice: (solver, settings, N, F) -> network evaluations, a pair counted once.
         network_calls: (solver, settings, all N, F) -> calls of the network, one after the other.
+        generated_from: where along z it begins.
     """
 
     sample: Callable[..., list[Tensor]]
     evaluations_per_slice: Callable[[Solver, SampleConfig, int, int], float]
     network_calls: Callable[[Solver, SampleConfig, Sequence[int], int], int]
+    generated_from: str
 
 
 SAMPLERS = {
-    name: Sampler(sample, module.evaluations_per_slice, module.network_calls)
-    for name, module, sample in (
-        ("independent", independent, independent.sample_independent),
-        ("overlap", overlap, overlap.sample_overlap),
-        ("brickwork", brickwork, brickwork.sample_brickwork),
-        ("sequential_clean", sequential, sequential.sample_sequential),
+    name: Sampler(sample, module.evaluations_per_slice, module.network_calls, begins)
+    for name, module, sample, begins in (
+        ("independent", independent, independent.sample_independent, ALL_AT_ONCE),
+        ("overlap", overlap, overlap.sample_overlap, FROM_SLICE_0),
+        ("brickwork", brickwork, brickwork.sample_brickwork, ALL_AT_ONCE),
+        ("sequential_clean", sequential, sequential.sample_sequential, "the lowest slice of each segment, upwards"),
     )
 }
 
@@ -83,6 +86,11 @@ class TraceGenerator:
     denoiser: Denoiser
     device: torch.device
 
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network."""
+        return sum(parameter.numel() for parameter in self.denoiser.parameters())
+
     @torch.inference_mode()
     def generate(self, cases: Sequence[Case], seeds: Sequence[int], progress: Progress) -> Iterator[Generated]:
         """Yield a volume for each case, in order, `sample.volumes_abreast` at a time; progress counts slices."""
@@ -107,7 +115,7 @@ class TraceGenerator:
         reset_peak_memory(self.device)
         started = time.perf_counter()
         solver = Solver(self.denoiser, experiment.diffusion, sample)
-        volumes = [self.conditions(case) for case in cases]
+        volumes = [self.conditions(case, seed) for case, seed in zip(cases, seeds, strict=True)]
         noises = [InitialNoise(seed, (frames, data.size, data.size), sample.initial_noise) for seed in seeds]
         sampler = SAMPLERS[sample.sampler]
         slices = sampler.sample(solver, volumes, noises, sample, advance)
@@ -121,18 +129,22 @@ class TraceGenerator:
                 evaluations_per_slice=sampler.evaluations_per_slice(solver, sample, case.grid.shape[0], frames),
                 seconds=seconds,
                 peak_memory_bytes=peak_memory_bytes(self.device),
+                generated_from=sampler.generated_from,
                 details={"volumes_abreast": len(cases), "network_calls": calls},
             )
 
-    def conditions(self, case: Case) -> VolumeConditions:
-        """Return what the samplers need to know of a case, on the device."""
+    def conditions(self, case: Case, seed: int) -> VolumeConditions:
+        """Return what the samplers need to know of a case, on the device; `seed` draws its mask where it has none."""
         experiment, model = self.experiment, self.experiment.model
         num_slices = case.grid.shape[0]
         if not model.anatomical_guidance:
             return VolumeConditions(num_slices, self.device)
-        if case.labels is None:
+        labels = case.labels
+        if labels is None and experiment.sample.masks_from == "bank":
+            labels = draw_labels(experiment, case.grid, seed)
+        if labels is None:
             raise UserError(f"{case.case_id}: {experiment.name} needs a mask")
-        classes = class_map(case.labels, model.num_mask_classes)  # (D, H, W)
+        classes = class_map(labels, model.num_mask_classes)  # (D, H, W)
         flow = {}
         if model.flow:  # between masks: at inference there are no frames to take it from
             flow = {k: torch.from_numpy(self._mask_flow(classes, k)).to(self.device) for k in self._distances()}
@@ -197,7 +209,7 @@ def generate_from_mask(
     return Volume(hu, grid), generated
 
 
-def inputs_note(experiment: Experiment) -> str:
+def text_note(experiment: Experiment) -> str:
     """Return which text tower a volume was made with, for its provenance."""
     from trace_lightning.data.text import describe
 

@@ -25,7 +25,7 @@ from trace_lightning.data.preprocess import unit_to_hu
 from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
-from trace_lightning.protocol import Case, Generated, Progress
+from trace_lightning.protocol import ALL_AT_ONCE, Case, Generated, Progress
 
 
 def load_generator(experiment: GenerateCTExperiment, training_folder: Path) -> GenerateCTGenerator:
@@ -53,6 +53,12 @@ class GenerateCTGenerator:
     transformer: MaskGit
     super_resolution: SuperResolutionUNet
     device: torch.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the three networks."""
+        networks = (self.tokenizer, self.transformer, self.super_resolution)
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
     @torch.inference_mode()
     def generate(self, cases: Sequence[Case], seeds: Sequence[int], progress: Progress) -> Iterator[Generated]:
@@ -93,6 +99,7 @@ class GenerateCTGenerator:
             evaluations_per_slice=self.evaluations(slices) / depth,
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
+            generated_from=ALL_AT_ONCE,
             details={"model_slices": slices, "text": text.describe(self.experiment)},
         )
 
