@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--volumes", type=int, metavar="V", help="cases that are timed (all of the test split)")
     bench.add_argument("--slices", type=int, metavar="N", help="slices of each that are timed (all)")
     bench.add_argument("--repeats", type=int, default=3, help="turns of timing (3)")
+    bench.add_argument("--speed-only", action="store_true", help="time; make and score no volumes")
     bench.add_argument("--device", choices=["auto", "cpu", "cuda"], help="the same as run.device=")
     bench.add_argument(
         "--out", type=Path, metavar="DIR", help="of bench.json, .md, .png (runs/PROFILE/bench/EXPERIMENT)"
@@ -106,7 +107,8 @@ def _bench(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: at least 1")
     seeds = options.seeds or [options.seed]
-    bench(_request(options), seeds, options.volumes, options.slices, options.repeats, options.out)
+    sizes = options.volumes, options.slices, options.repeats
+    bench(_request(options), seeds, *sizes, options.out, options.speed_only)
     return 0
 
 

@@ -131,8 +131,10 @@ def rows_of(request: Request, seed: int, plan: Plan) -> tuple[Loaded, dict[str, 
     return base, rows, refused
 
 
-def make_volumes(request: Request, plan: Plan, base: Loaded, rows: dict[str, Loaded]) -> Resolved:
-    """Train where that is left, and make and score the volumes of all rows; return what was done.
+def make_volumes(
+    request: Request, plan: Plan, base: Loaded, rows: dict[str, Loaded], speed_only: bool = False
+) -> Resolved:
+    """Train where that is left, and make and score the volumes of all rows (not for `speed_only`).
 
     Raises:
         UserError: a row cannot be made.
@@ -140,7 +142,10 @@ def make_volumes(request: Request, plan: Plan, base: Loaded, rows: dict[str, Loa
     made = [rows[name] for name in dict.fromkeys(row.volumes for row in plan.rows) if name in rows]
     named = tuple(Row(one.experiment.name, one.experiment.name) for one in made)
     table = Table("bench", "", (), (), None, None, (Row("GT", source=GROUND_TRUTH), *named), FILE)
-    resolved = Resolved(table, made, tasks_of(made, ground_truth=True), Folders.of(base))
+    tasks = tasks_of(made, ground_truth=True)
+    if speed_only:
+        tasks = [task for task in tasks if task.name not in ("generate", "evaluate")]
+    resolved = Resolved(table, made, tasks, Folders.of(base))
     if code := pipeline.complete(resolved, replace(request, seed=base.experiment.seed)):
         raise UserError(f"bench: some rows could not be made (exit code {code}); see above")
     return resolved
@@ -239,6 +244,7 @@ def bench(
     slices: int | None,
     repeats: int,
     out: Path | None,
+    speed_only: bool = False,
 ) -> Path:
     """Make, score and time all rows; print the table and write `bench.json`, `bench.md` and `bench.png`.
 
@@ -249,6 +255,7 @@ def bench(
         slices: of each timed case, at most.
         repeats: turns of timing.
         out: folder of the results; None: `runs/<profile>/bench/<experiment>`.
+        speed_only: time only; no volumes are made and scored.
 
     Returns:
         The folder.
@@ -259,17 +266,21 @@ def bench(
     console, plan, done = console_of(), read_plan(), []
     for seed in seeds:
         base, rows, refused = rows_of(request, seed, plan)
-        done.append((make_volumes(request, plan, base, rows), rows))
+        done.append((make_volumes(request, plan, base, rows, speed_only), rows))
     resolved, rows = done[0]
     with console.status("timing") as status:
         timings = time_rows(
             plan, rows, resolved, volumes, slices, repeats, lambda text: status.update(f"timing: {text}")
         )
     folder = out or resolved.folders.profile / "bench" / base.experiment.name
-    scored = [{name: made.folders.run(one.experiment.name) for name, one in rows.items()} for made, rows in done]
-    real = [made.folders.ground_truth for made, _ in done]
+    scored = (
+        []
+        if speed_only
+        else [{name: made.folders.run(one.experiment.name) for name, one in rows.items()} for made, rows in done]
+    )
+    real = [] if speed_only else [made.folders.ground_truth for made, _ in done]
     result = bench_report.collect(plan, timings, refused, scored, real, base.experiment, seeds)
     bench_report.write(result, folder)
     bench_report.show(result, console)
-    console.print(f"written: {', '.join(str(folder / f'bench.{kind}') for kind in ('json', 'md', 'png'))}")
+    console.print(f"written: {folder}/bench.json and bench.md{'' if speed_only else ', bench.png'}")
     return folder

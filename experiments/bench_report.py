@@ -101,6 +101,8 @@ def _means(folders: Sequence[Path]) -> dict[str, float]:
 
 
 def _distance(folders: Sequence[Path]) -> dict[str, Any] | None:
+    if not folders:
+        return None
     metrics = read_json(folders[0] / "scores" / "summary.json")["metrics"]
     for name in DISTANCES:
         entry = metrics.get(name)
@@ -127,7 +129,7 @@ def _quality_checks(
     from evaluation.compare import compare
 
     row, against = plan.quality["row"], plan.quality["against"]
-    if row in refused or against in refused:
+    if not scored or row in refused or against in refused:
         return []
     margins, nearer = plan.quality["margins"], plan.quality["nearer"]
     found = compare([(of_seed[row], of_seed[against]) for of_seed in scored], [*margins, *nearer])
@@ -158,7 +160,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     from rich import box
     from rich.table import Table
 
-    for heads, lines in (_speeds(result), _qualities(result)):
+    for heads, lines in _tables(result):
         grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
         for head in heads:
             grid.add_column(head, justify="right" if head else "left", no_wrap=True)
@@ -174,12 +176,17 @@ def write(result: dict[str, Any], folder: Path) -> None:
     """Write `bench.json`, `bench.md` and `bench.png`."""
     write_json(folder / "bench.json", result)
     text = ""
-    for heads, lines in (_speeds(result), _qualities(result)):
+    for heads, lines in _tables(result):
         flat = [head.replace("\n", " ") for head in heads]
         table = [flat, ["---", *["---:"] * (len(heads) - 1)], *lines]
         text += "\n".join(f"| {' | '.join(line)} |" for line in table) + "\n\n"
     write_text(folder / "bench.md", text + "".join(f"- {line}\n" for line in _below(result)))
-    _plot(result, folder / "bench.png")
+    if result["real"]:
+        _plot(result, folder / "bench.png")
+
+
+def _tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    return [_speeds(result), *([_qualities(result)] if result["real"] else [])]
 
 
 def _speeds(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

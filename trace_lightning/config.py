@@ -119,6 +119,8 @@ class TrainConfig:
     grad_clip: float = 1.0
     ema_decay: float = 0.9999
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # Lightning's names
+    channels_last: bool = False
+    compile: Literal["off", "default", "reduce-overhead"] = "off"  # torch.compile; reduce-overhead: with CUDA graphs
     text_dropout: float = 0.1
     guidance_training: float = 0.5  # share of pairs that see guidance maps, (G, M) and (G, G) in equal parts
     mask_flow: float = 0.4  # share of pairs whose flow is that between their masks, as at inference
