@@ -109,7 +109,8 @@ def load(
     files = (path.parent / "base.yaml", _profile_path(profile, path.parent), path)
     layers = {shown(file): _leaves(read_yaml(file)) for file in files}
     _refuse_reserved(layers, path)
-    _refuse_conflicts(*list(layers.items())[1:])
+    replaced = _replaced(shown(path), layers[shown(path)])
+    _refuse_conflicts(*list(layers.items())[1:], replaced)
     notes = [note for layer in layers.values() for note in _notes(layer)]  # they add up; all else replaces
     layers[COMMAND_LINE] = given = parse_overrides(overrides)
     method = method_named(layers[shown(path)].get("method", Experiment.method), shown(path))
@@ -312,12 +313,24 @@ def _refuse_reserved(layers: dict[str, dict[str, Any]], path: Path) -> None:
         raise UserError(f"{shown(path)}: name is the file's own name, {path.stem!r}; got {got!r}")
 
 
-def _refuse_conflicts(profile: tuple[str, dict[str, Any]], experiment: tuple[str, dict[str, Any]]) -> None:
+def _replaced(source: str, layer: dict[str, Any]) -> list[str]:
+    """Take `replaces` out of an experiment: the keys that it sets although profiles may, as its row is about them."""
+    replaced = layer.pop("replaces", [])
+    if not isinstance(replaced, list) or not all(key in layer for key in replaced):
+        raise UserError(
+            f"{source}: replaces lists keys that this file sets too, as [model.mask_encoding]; got {replaced}"
+        )
+    return replaced
+
+
+def _refuse_conflicts(
+    profile: tuple[str, dict[str, Any]], experiment: tuple[str, dict[str, Any]], replaced: list[str]
+) -> None:
     for key in profile[1]:
-        if key in experiment[1] and key != "notes":
+        if key in experiment[1] and key != "notes" and key not in replaced:
             raise UserError(
                 f"{key} is set by both {profile[0]} and {experiment[0]}: profiles own the scale, experiments what "
-                "sets their row apart; leave it in one of them"
+                "sets their row apart; leave it in one of them, or list it under replaces in the experiment"
             )
 
 

@@ -149,7 +149,8 @@ class SampleConfig:
     masks_from: Literal["case", "bank"] = "case"  # the test patient, or training patients of about the same length
     noise_correlation: float = 0.0  # `brickwork`, `sequential_clean`: of neighbouring slices' noise, AR(1) along z
     strides: list[int] | None = None  # `brickwork`: distances of pairs; null: those trained on, data.skips
-    all_pairs: bool = False  # `brickwork`: all pairs at each step, averaged; twice the evaluations
+    all_pairs: Literal["never", "last", "always"] = "never"  # `brickwork`: at which steps all pairs at a distance are
+    # evaluated, each slice in two, and averaged: at the last it closes the seams between pairs, for half a step more
     tile_batch: int | None = None  # `brickwork`: pairs at once; null: what fits the device; changes no volume
     warm_start: float = 1.0  # `sequential_clean`: share of the steps, from the slice below noised so far; 1: from noise
     segments: int = 1  # `sequential_clean`: parts of a volume that grow side by side, unlinked

@@ -117,6 +117,19 @@ def test_a_key_of_both_profile_and_experiment_is_refused_with_both_files(project
     refused(project.root / "twice.yaml", "tiny", ["train.max_steps=4"], match="is set by both")
 
 
+def test_an_experiment_may_replace_a_key_of_the_profile_if_it_says_so(project: Project):
+    (project.root / "row.yaml").write_text("name: row\nreplaces: [train.max_steps]\ntrain: {max_steps: 3}\n")
+    loaded = load(project.root / "row.yaml", "tiny")
+    assert loaded.experiment.train.max_steps == 3
+    assert loaded.sources["train.max_steps"].endswith("row.yaml")
+
+
+@pytest.mark.parametrize("named", ["[train.lr]", "train.max_steps", "[1]"])
+def test_replaces_names_keys_of_the_same_file(project: Project, named):
+    (project.root / "row.yaml").write_text(f"name: row\nreplaces: {named}\ntrain: {{max_steps: 3}}\n")
+    refused(project.root / "row.yaml", "tiny", match="replaces lists keys that this file sets")
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [

@@ -87,11 +87,12 @@ def course(num_slices: int, step: int, num_steps: int, settings: SampleConfig) -
 
     Pairs (i, i + k) stand in blocks of 2k slices; at every other step the blocks begin k slices higher. What is left
     below and above them is tiled with the shorter distances; a slice left alone is paired with its neighbour once more.
-    With `all_pairs` every pair at distance k is there.
+    At steps of `all_pairs` every pair at distance k is there, so that most slices lie in two.
     """
     fitting = sorted(k for k in settings.strides if 2 * k <= num_slices) or [1]
     stride = fitting[(num_steps - 1 - step) * len(fitting) // num_steps]
-    if settings.all_pairs and num_slices > 1:
+    last = step == num_steps - 1
+    if num_slices > 1 and (settings.all_pairs == "always" or (settings.all_pairs == "last" and last)):
         return [(i, i + stride) for i in range(num_slices - stride)]
     shift = stride if step % 2 and num_slices > 2 else 0
     strides = [k for k in reversed(fitting) if k <= stride]

@@ -15,6 +15,7 @@ from trace_lightning.sampling.solver import Solver
 from trace_lightning.sampling.volume import batch_conditions
 
 LENGTHS = st.integers(1, 40)
+WHEN = st.sampled_from(["never", "last", "always"])
 STRIDES = st.sets(st.sampled_from([2, 3, 4, 7])).map(lambda more: [1, *sorted(more)])
 
 
@@ -60,14 +61,17 @@ def test_courses_shift_and_their_pairs_come_nearer():
 
 @given(num_slices=st.integers(2, 40))
 def test_all_pairs_hold_every_pair_at_a_distance(num_slices):
-    sample = replace(SAMPLE, all_pairs=True)
+    sample = replace(SAMPLE, all_pairs="always")
     assert course(num_slices, 11, 12, sample) == [(i, i + 1) for i in range(num_slices - 1)]
     assert {i for pair in course(num_slices, 0, 12, sample) for i in pair} == set(range(num_slices))
+    last = replace(SAMPLE, all_pairs="last")
+    assert course(num_slices, 11, 12, last) == course(num_slices, 11, 12, sample)
+    assert course(num_slices, 10, 12, last) == course(num_slices, 10, 12, SAMPLE)
 
 
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(LENGTHS, min_size=1, max_size=3), steps=st.integers(1, 5), strides=STRIDES,
-       tile_batch=st.integers(1, 9), guided=st.booleans(), all_pairs=st.booleans())  # fmt: skip
+       tile_batch=st.integers(1, 9), guided=st.booleans(), all_pairs=WHEN)  # fmt: skip
 def test_costs_are_those_of_the_closed_forms(lengths, steps, strides, tile_batch, guided, all_pairs):
     sample = replace(SAMPLE, num_inference_steps=steps, strides=strides, tile_batch=tile_batch,
                      guidance_scale=2.0 if guided else 1.0, all_pairs=all_pairs)  # fmt: skip
@@ -82,7 +86,7 @@ def test_costs_are_those_of_the_closed_forms(lengths, steps, strides, tile_batch
 
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), tile_batch=st.integers(1, 9),
-       solver=st.sampled_from(["ddim", "dpmpp_2m", "unipc"]), all_pairs=st.booleans())  # fmt: skip
+       solver=st.sampled_from(["ddim", "dpmpp_2m", "unipc"]), all_pairs=WHEN)  # fmt: skip
 def test_a_volume_depends_neither_on_the_batch_nor_on_companions(lengths, tile_batch, solver, all_pairs):
     """To the bit but for UniPC, which sums its differences by a matrix product: within 1e-5."""
     sample = replace(SAMPLE, tile_batch=tile_batch, solver=solver, all_pairs=all_pairs, noise_correlation=0.5)
