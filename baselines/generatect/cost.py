@@ -73,8 +73,7 @@ class _Typical:
 
     def tokenizer(self) -> StepCost:
         """Measure CT-ViT; a step of its discriminator costs about as much."""
-        config, size = self.experiment.generatect, coarse_size(self.experiment)
-        slices = self.slices if config.tokenizer.window is None else min(config.tokenizer.window, self.slices)
+        slices, size = self.experiment.generatect.num_slices, coarse_size(self.experiment)
         frames = torch.zeros(1, 1, slices, size, size, device=self.device)
         module = self._module(TokenizerModule, "tokenizer")
         return step_cost(module, lambda: module.objective(frames, self.generator), 1, self.device)
