@@ -138,7 +138,7 @@ def load(
     validate(resolved)
     if method.validate:
         resolve(method.validate)(resolved)
-    changed = tuple(f"{key}={_scalar(value)}" for key, value in sorted(given.items()) if not key.startswith(PLACES))
+    changed = tuple(f"{key}={as_yaml(value)}" for key, value in sorted(given.items()) if not key.startswith(PLACES))
     return Loaded(resolved, sources, changed)
 
 
@@ -256,7 +256,7 @@ def describe(loaded: Loaded) -> str:
             if section not in headings:
                 headings.add(section)
                 lines.append((f"{'  ' * depth}{parent}:", ""))
-        lines.append((f"{'  ' * len(parents)}{name}: {_scalar(value)}", f"# {loaded.sources[key]}"))
+        lines.append((f"{'  ' * len(parents)}{name}: {as_yaml(value)}", f"# {loaded.sources[key]}"))
     return "".join(f"{text:<48}  {source}".rstrip() + "\n" for text, source in lines)
 
 
@@ -353,7 +353,7 @@ def _set(config: Any, kind: type[Experiment], key: str, value: Any, source: str)
         reason = str(error).splitlines()[0].rstrip(".")
         if expected is None:
             raise UserError(f"{source}: {key}: {reason}") from None
-        raise UserError(f"{source}: {key}={_scalar(value)}: expected {expected} ({reason})") from None
+        raise UserError(f"{source}: {key}={as_yaml(value)}: expected {expected} ({reason})") from None
 
 
 def _expected(kind: type[Experiment], key: str) -> str | None:
@@ -395,12 +395,12 @@ def _row(entry: Any, path: Path) -> Row:
     return row
 
 
-def _scalar(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """Return a value as YAML on one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{', '.join(_scalar(item) for item in value)}]"
+        return f"[{', '.join(as_yaml(item) for item in value)}]"
     if isinstance(value, str):
         plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*", value) and value.lower() not in YAML_WORDS
         return value if plain else json.dumps(value, ensure_ascii=False)

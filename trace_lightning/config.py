@@ -119,6 +119,8 @@ class TrainConfig:
     grad_clip: float = 1.0
     ema_decay: float = 0.9999
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # Lightning's names
+    channels_last: bool = False
+    compile: Literal["off", "default", "reduce-overhead"] = "off"  # torch.compile; reduce-overhead: with CUDA graphs
     text_dropout: float = 0.1
     guidance_training: float = 0.5  # share of pairs that see guidance maps, (G, M) and (G, G) in equal parts
     mask_flow: float = 0.4  # share of pairs whose flow is that between their masks, as at inference
@@ -149,11 +151,14 @@ class SampleConfig:
     strides: list[int] | None = None  # `brickwork`: distances of pairs; null: those trained on, data.skips
     all_pairs: Literal["never", "last", "always"] = "never"  # `brickwork`: at which steps all pairs at a distance are
     # evaluated, each slice in two, and averaged: at the last it closes the seams between pairs, for half a step more
-    tile_batch: int = 8  # `brickwork`: pairs that go through the network together; changes no volume
+    tile_batch: int | None = None  # `brickwork`: pairs at once; null: what fits the device; changes no volume
     warm_start: float = 1.0  # `sequential_clean`: share of the steps, from the slice below noised so far; 1: from noise
     segments: int = 1  # `sequential_clean`: parts of a volume that grow side by side, unlinked
     pair_stride: int = 2  # `independent`: slices from one pair to the next; 1 keeps the first frame of each pair
     volumes_abreast: int = 1  # cases denoised together; changes no volume
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network's products
+    channels_last: bool = False
+    compile: Literal["off", "default", "reduce-overhead"] = "off"  # torch.compile; reduce-overhead: with CUDA graphs
 
 
 @dataclass
@@ -206,7 +211,7 @@ AT_LEAST = {  # smallest values that mean something
     "data.phantom.num_train_patients model.layers_per_block model.norm_groups model.attention_heads model.unshuffle "
     "model.text_context_dim model.flow_adapter_channels model.frame_embedding_dim diffusion.num_train_timesteps "
     "train.batch_size train.val_every_steps train.checkpoint_every_steps train.log_every_steps "
-    "sample.num_inference_steps sample.volumes_abreast sample.tile_batch sample.segments run.jobs",
+    "sample.num_inference_steps sample.volumes_abreast sample.segments run.jobs",
     0: "seed data.num_val_patients data.num_workers data.split_seed data.phantom.seed data.phantom.num_valid_patients "
     "text.seed train.warmup_steps train.weight_decay sample.smoothing_sigma evaluate.bootstrap_samples run.threads",
 }
@@ -299,6 +304,7 @@ def validate(experiment: Experiment) -> None:
         sample.masks_from == "case" or model.anatomical_guidance,
         "sample.masks_from=bank needs model.anatomical_guidance=true: without it no mask is read",
     )
+    need(sample.tile_batch is None or sample.tile_batch >= 1, f"sample.tile_batch={sample.tile_batch} is below 1")
     need(sample.pair_stride in (1, 2), "sample.pair_stride is 1 or 2")
     _validate_joint(experiment, need)
     vista3d = experiment.evaluate.segmenter == "vista3d"

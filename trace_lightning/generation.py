@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,14 @@ from trace_lightning.data.masks import class_map
 from trace_lightning.data.preprocess import model_grid, unit_to_hu
 from trace_lightning.data.text import embed_prompts, text_dim
 from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
+from trace_lightning.engine import fitting_batch, flops, matmul_flops_per_second, tuned
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
 from trace_lightning.mask_bank import draw_labels
 from trace_lightning.models.denoiser import Denoiser, num_frames
 from trace_lightning.module import build_denoiser
 from trace_lightning.protocol import ALL_AT_ONCE, FROM_SLICE_0, Case, Generated, Progress
+from trace_lightning.random_inputs import random_inputs
 from trace_lightning.sampling import brickwork, independent, overlap, sequential
 from trace_lightning.sampling.noise import InitialNoise
 from trace_lightning.sampling.solver import Solver
@@ -86,6 +89,20 @@ class TraceGenerator:
     denoiser: Denoiser
     device: torch.device
 
+    def __post_init__(self) -> None:
+        """Set the network up as `sample` wants it run."""
+        self.denoise = tuned(self.denoiser, self.experiment.sample, self.device)
+        self.frames = num_frames(self.experiment.model)
+        self.sampler = SAMPLERS[self.experiment.sample.sampler]
+
+    @cached_property
+    def settings(self) -> SampleConfig:
+        """The sampler's keys, those filled in that are left to the row and to the device."""
+        settings = sample_settings(self.experiment)
+        if settings.tile_batch is not None or settings.sampler != "brickwork":
+            return settings
+        return replace(settings, tile_batch=fitting_batch(self._evaluate, self.device, self.experiment.name))
+
     @property
     def num_parameters(self) -> int:
         """Parameters of the network."""
@@ -107,31 +124,55 @@ class TraceGenerator:
             yield from self._generate_abreast(group, seeds[at : at + abreast], advance)
 
     def _generate_abreast(self, cases: Sequence[Case], seeds: Sequence[int], advance) -> Iterator[Generated]:
-        experiment, data = self.experiment, self.experiment.data
-        sample, frames = sample_settings(experiment), num_frames(experiment.model)
+        data, sample = self.experiment.data, self.settings
         for case in cases:
             if case.grid.shape[1:] != (data.size, data.size):
                 raise UserError(f"{case.case_id}: grid {case.grid.shape} does not fit the model's {data.size} pixels")
         reset_peak_memory(self.device)
         started = time.perf_counter()
-        solver = Solver(self.denoiser, experiment.diffusion, sample)
+        solver = self._solver()
         volumes = [self.conditions(case, seed) for case, seed in zip(cases, seeds, strict=True)]
-        noises = [InitialNoise(seed, (frames, data.size, data.size), sample.initial_noise) for seed in seeds]
-        sampler = SAMPLERS[sample.sampler]
-        slices = sampler.sample(solver, volumes, noises, sample, advance)
+        noises = [InitialNoise(seed, (self.frames, data.size, data.size), sample.initial_noise) for seed in seeds]
+        slices = self.sampler.sample(solver, volumes, noises, sample, advance)
         images = [of_volume.float().cpu().numpy() for of_volume in slices]
         seconds = (time.perf_counter() - started) / len(cases)
-        calls = sampler.network_calls(solver, sample, [case.grid.shape[0] for case in cases], frames)
+        calls = self.network_calls([case.grid.shape[0] for case in cases])
         for case, image in zip(cases, images, strict=True):
             yield Generated(
                 case_id=case.case_id,
                 volume=Volume(unit_to_hu(image, data), case.grid),
-                evaluations_per_slice=sampler.evaluations_per_slice(solver, sample, case.grid.shape[0], frames),
+                evaluations_per_slice=self.evaluations_per_slice(case.grid.shape[0]),
                 seconds=seconds,
                 peak_memory_bytes=peak_memory_bytes(self.device),
-                generated_from=sampler.generated_from,
+                generated_from=self.sampler.generated_from,
                 details={"volumes_abreast": len(cases), "network_calls": calls},
             )
+
+    def evaluations_per_slice(self, num_slices: int) -> float:
+        """Return network evaluations per finished slice of a volume, a pair counted once."""
+        return self.sampler.evaluations_per_slice(self._solver(), self.settings, num_slices, self.frames)
+
+    def network_calls(self, lengths: Sequence[int]) -> int:
+        """Return how many times the network is called, one call after the other, for volumes of these lengths."""
+        abreast = self.settings.volumes_abreast
+        groups = [lengths[at : at + abreast] for at in range(0, len(lengths), abreast)]
+        return sum(self.sampler.network_calls(self._solver(), self.settings, group, self.frames) for group in groups)
+
+    def flop_share(self, evaluations_per_second: float) -> float:
+        """Return the share of the device's matrix products' speed that so many evaluations a second take."""
+        inputs = random_inputs(self.experiment, 1, self.device)
+        with torch.inference_mode():
+            each = flops(lambda: self.denoiser(*inputs))
+        ceiling = matmul_flops_per_second(self.device, self.settings.precision)
+        return each * evaluations_per_second / ceiling
+
+    def _solver(self) -> Solver:
+        return Solver(self.denoise, self.experiment.diffusion, self.settings)
+
+    def _evaluate(self, batch: int) -> None:
+        eager = tuned(self.denoiser, replace(self.experiment.sample, compile="off"), self.device)
+        with torch.inference_mode():
+            eager(*random_inputs(self.experiment, batch, self.device))
 
     def conditions(self, case: Case, seed: int) -> VolumeConditions:
         """Return what the samplers need to know of a case, on the device; `seed` draws its mask where it has none."""
@@ -160,7 +201,7 @@ class TraceGenerator:
 
     def _distances(self) -> list[int]:
         """Return the distances of the pairs that the sampler draws."""
-        sample = sample_settings(self.experiment)
+        sample = self.settings
         return sample.strides if sample.sampler == "brickwork" else [1]
 
     def _mask_flow(self, classes: np.ndarray, skip: int) -> np.ndarray:

@@ -42,6 +42,12 @@ class TraceModule(lightning.LightningModule):
         self.experiment = experiment
         self.num_steps = num_steps
         self.denoiser = build_denoiser(experiment, text_dim)
+        if experiment.train.channels_last:
+            self.denoiser.to(memory_format=torch.channels_last)
+        if experiment.train.compile != "off":
+            self.denoiser.compile(
+                mode=experiment.train.compile, dynamic=False
+            )  # in place: the weights keep their names
         diffusion = experiment.diffusion
         self.scheduler = DDPMScheduler(
             num_train_timesteps=diffusion.num_train_timesteps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,29 @@ class ProgressReport(lightning.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         """Report the step."""
         self.progress(trainer.global_step, self.total, "")
+
+
+class Throughput(lightning.Callback):
+    """Logs steps a second, and the share of the time in which the training waited for its data."""
+
+    def on_train_start(self, trainer, module) -> None:
+        """Begin to count."""
+        self.ended = self.since = time.perf_counter()
+        self.steps, self.waited = 0, 0.0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        """Count what the batch was waited for."""
+        self.waited += time.perf_counter() - self.ended
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Log now and then."""
+        self.ended = time.perf_counter()
+        self.steps += 1
+        if self.steps == trainer.log_every_n_steps:
+            seconds = self.ended - self.since
+            module.log("train/steps_per_second", self.steps / seconds)
+            module.log("train/waiting_share", self.waited / seconds)
+            self.since, self.steps, self.waited = self.ended, 0, 0.0
 
 
 class FiniteLoss(lightning.Callback):
