@@ -200,7 +200,7 @@ class Cost(WithoutWeights):
 
     def provides(self) -> tuple[str, ...]:
         """Return the names of its numbers."""
-        return "slices_per_second", "evaluations_per_slice", "peak_memory_gb", "train_memory_gb"
+        return "slices_per_second", "evaluations_per_slice", "parameters_m", "peak_memory_gb", "train_memory_gb"
 
     def measure(self, pair: Pair) -> Measured:
         """Read what its maker wrote down."""
@@ -213,10 +213,11 @@ class Cost(WithoutWeights):
             value = number(key)
             return None if value is None else value / 1e9
 
-        seconds, slices = number("seconds"), number("num_slices")
+        seconds, slices, parameters = number("seconds"), number("num_slices"), number("parameters")
         numbers = {
             "slices_per_second": slices / seconds if slices and seconds else None,
             "evaluations_per_slice": number("evaluations_per_slice"),
+            "parameters_m": None if parameters is None else parameters / 1e6,
             "peak_memory_gb": gigabytes("peak_memory_bytes"),
             "train_memory_gb": gigabytes("train_peak_memory_bytes"),
         }

@@ -20,7 +20,7 @@ from trace_lightning.artifacts import read_json
 from trace_lightning.errors import UserError
 
 GROUND_TRUTH, PUBLISHED = "ground_truth", "published"
-COSTS = ("slices_per_second", "evaluations_per_slice", "peak_memory_gb", "train_memory_gb")
+COSTS = ("slices_per_second", "evaluations_per_slice", "parameters_m", "peak_memory_gb", "train_memory_gb")
 KEYS = ("name", "title", "columns", "companions", "published", "against", "rows")
 SAMPLES = 1000  # of the bootstrap behind the marks of difference
 

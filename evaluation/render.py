@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 120
 LAYOUTS = ((24, 1), (24, 0), (12, 0))  # width of labels and space beside a column, from roomy to tight
 MARK = "*"  # differs from the row that the table names
-INPUT_CODES = {"mask": "M", "text": "T", "length": "L"}
+INPUT_CODES = {"mask": "M", "text": "T", "length": "L", "head": "H", "slices": "S"}
+INPUT_WORDS = {"mask": "mask", "text": "text", "length": "length", "head": "first real slices", "slices": "real slices"}
 CSV_COLUMNS = (
     "block",
     "row",
@@ -196,7 +197,8 @@ def _codes(row: Row) -> str:
 
 def _below(table: Table, notes: Footnotes, mark) -> list[str]:
     lines = [f"{mark(number)} {reason}" for number, reason in enumerate(notes.reasons, start=1)]
-    legend = ", ".join(f"{code} {name}" for name, code in INPUT_CODES.items())
+    read = {"mask", "text", "length"} | {name for row in table.rows for name in row.inputs or ()}
+    legend = ", ".join(f"{code} {INPUT_WORDS[name]}" for name, code in INPUT_CODES.items() if name in read)
     return [*lines, f"in: what the method is given of the test patient ({legend})", *table.notes]
 
 

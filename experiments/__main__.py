@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from trace_lightning.errors import run_command
+from trace_lightning.errors import UserError, run_command
 
 EXAMPLES = """examples:
   python -m experiments run experiments/table1.yaml             Table 1 on the built-in phantom
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
   python -m experiments run table1 --redo generate              discard volumes and scores, keep the trainings
   python -m experiments status table1                           rows and stages
   python -m experiments show ours --profile ct_rate             every key, its value and the file that set it
+  python -m experiments bench                                   samplers on one set of weights: speed beside quality
 
 A run that was stopped, even by kill -9, goes on when the command is repeated.
 """
@@ -37,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = top.add_subparsers(required=True, metavar="{run,status,show}")
+    commands = top.add_subparsers(required=True, metavar="{run,status,show,bench}")
 
     run = _command(commands, "run", _run, "TABLE_OR_EXPERIMENT", "do what is left of a table's rows, then print it")
     run.add_argument("--jobs", type=int, metavar="N", help="rows worked on at once (default: the profile's run.jobs)")
@@ -50,12 +52,32 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="only print what would be done and an estimate of its cost")
     _command(commands, "status", _status, "TABLE_OR_EXPERIMENT", "print how far each stage of each row is")
     _command(commands, "show", _show, "EXPERIMENT", "print every key of an experiment and the file that set it")
+    bench = _command(
+        commands, "bench", _bench, "EXPERIMENT", "time samplers on one set of weights, beside their quality"
+    )
+    bench.add_argument(
+        "--seeds", type=int, nargs="+", metavar="K", help="quality over several trainings (--seed alone)"
+    )
+    bench.add_argument("--volumes", type=int, metavar="V", help="cases that are timed (all of the test split)")
+    bench.add_argument("--slices", type=int, metavar="N", help="slices of each that are timed (all)")
+    bench.add_argument("--repeats", type=int, default=3, help="turns of timing (3)")
+    bench.add_argument("--speed-only", action="store_true", help="time; make and score no volumes")
+    bench.add_argument("--device", choices=["auto", "cpu", "cuda"], help="the same as run.device=")
+    bench.add_argument(
+        "--out", type=Path, metavar="DIR", help="of bench.json, .md, .png (runs/PROFILE/bench/EXPERIMENT)"
+    )
     return top
 
 
 def _command(commands, name: str, do, target: str, text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-    command.add_argument("target", metavar=target, help="a file such as experiments/table1.yaml, or its name: table1")
+    default = {"nargs": "?", "default": "ours"} if name == "bench" else {}
+    of = (
+        "an experiment: its file or name (ours)"
+        if default
+        else "a file such as experiments/table1.yaml, or its name: table1"
+    )
+    command.add_argument("target", metavar=target, help=of, **default)
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides, as train.max_steps=10")
     command.add_argument("--profile", default="phantom", help="data, size and device: experiments/profiles/ (phantom)")
     command.add_argument("--seed", type=int, default=0, help="of training and sampling (0)")
@@ -74,6 +96,19 @@ def _status(options: argparse.Namespace) -> int:
     from experiments import pipeline
 
     print(pipeline.status(_request(options)))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from experiments.bench import bench
+
+    options.overrides += [] if options.device is None else [f"run.device={options.device}"]
+    for name in ("volumes", "slices", "repeats"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise UserError(f"--{name} {getattr(options, name)}: at least 1")
+    seeds = options.seeds or [options.seed]
+    sizes = options.volumes, options.slices, options.repeats
+    bench(_request(options), seeds, *sizes, options.out, options.speed_only)
     return 0
 
 

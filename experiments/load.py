@@ -1,8 +1,9 @@
 """From YAML to a checked `Experiment`: defaults <- base.yaml <- profile <- experiment <- key=value, in this order.
 
-The dataclasses of `trace_lightning.config` hold the paper's values, `base.yaml` the protocol that all methods share, a
-profile the scale (data, size, steps, device), an experiment what sets its row apart. Lists replace; only `notes` add
-up. After `load` nobody needs OmegaConf.
+The dataclasses (`trace_lightning.config`, and those of the baselines) hold the papers' values, `base.yaml` the protocol
+that all methods share, a profile the scale (data, size, steps, device) of every method, an experiment what sets its row
+apart. Of a profile and of the command line a method takes the groups of keys that are its own, and those that all have.
+Lists replace; only `notes` add up. After `load` nobody needs OmegaConf.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.methods import GROUPS, METHODS, Method, method_named, resolve
 from trace_lightning.config import Experiment, validate
 from trace_lightning.errors import UserError
 
@@ -22,7 +24,12 @@ COMMAND_LINE = "command line"
 DEFAULT = "default"
 PLACES = ("run.", "data.root")  # where and how the work is done: overriding these keeps a row in its table
 YAML_WORDS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # not text unless quoted
-OPTIONS = {"seed": "--seed", "profile": "--profile", "name": "another file"}  # keys that no key=value may set
+OPTIONS = {
+    "seed": "--seed",
+    "profile": "--profile",
+    "name": "another file",
+    "method": "another file",
+}  # keys that no key=value may set
 
 
 @dataclass(frozen=True)
@@ -102,26 +109,36 @@ def load(
     files = (path.parent / "base.yaml", _profile_path(profile, path.parent), path)
     layers = {shown(file): _leaves(read_yaml(file)) for file in files}
     _refuse_reserved(layers, path)
-    _refuse_conflicts(*list(layers.items())[1:])
+    replaced = _replaced(shown(path), layers[shown(path)])
+    _refuse_conflicts(*list(layers.items())[1:], replaced)
     notes = [note for layer in layers.values() for note in _notes(layer)]  # they add up; all else replaces
     layers[COMMAND_LINE] = given = parse_overrides(overrides)
+    method = method_named(layers[shown(path)].get("method", Experiment.method), shown(path))
+    for source, layer in layers.items():
+        others = [key for key in layer if not is_read(key, method)]
+        if others and source == shown(path):
+            raise UserError(f"{source}: {others[0]}: its method does not read the group {others[0].partition('.')[0]}")
+        layers[source] = {key: value for key, value in layer.items() if key not in others}
 
-    config = OmegaConf.structured(Experiment)
-    sources = dict.fromkeys(_leaves(asdict(Experiment())), DEFAULT)
+    kind = resolve(method.keys)
+    config = OmegaConf.structured(kind)
+    sources = dict.fromkeys(_leaves(asdict(kind())), DEFAULT)
     for source, layer in layers.items():
         for key, value in layer.items():
-            _set(config, key, value, source)
+            _set(config, kind, key, value, source)
             sources[key] = source
     sources |= {"seed": COMMAND_LINE, "profile": COMMAND_LINE}
-    _set(config, "seed", seed, COMMAND_LINE)
-    _set(config, "profile", profile, COMMAND_LINE)
+    _set(config, kind, "seed", seed, COMMAND_LINE)
+    _set(config, kind, "profile", profile, COMMAND_LINE)
     if notes and "notes" not in given:
         sources["notes"] = ", ".join(source for source, layer in layers.items() if layer.get("notes"))
-        _set(config, "notes", notes, sources["notes"])
+        _set(config, kind, "notes", notes, sources["notes"])
     _resolve(config, sources, complete)
     resolved = OmegaConf.to_object(config)
     validate(resolved)
-    changed = tuple(f"{key}={_scalar(value)}" for key, value in sorted(given.items()) if not key.startswith(PLACES))
+    if method.validate:
+        resolve(method.validate)(resolved)
+    changed = tuple(f"{key}={as_yaml(value)}" for key, value in sorted(given.items()) if not key.startswith(PLACES))
     return Loaded(resolved, sources, changed)
 
 
@@ -229,15 +246,24 @@ def describe(loaded: Loaded) -> str:
     """Return the resolved config as YAML, each value with the file that set it as a comment."""
     lines: list[tuple[str, str]] = []
     headings: set[str] = set()
+    method = METHODS[loaded.experiment.method]
     for key, value in leaves(loaded.experiment).items():
+        if not is_read(key, method):
+            continue
         *parents, name = key.split(".")
         for depth, parent in enumerate(parents):
             section = ".".join(parents[: depth + 1])
             if section not in headings:
                 headings.add(section)
                 lines.append((f"{'  ' * depth}{parent}:", ""))
-        lines.append((f"{'  ' * len(parents)}{name}: {_scalar(value)}", f"# {loaded.sources[key]}"))
+        lines.append((f"{'  ' * len(parents)}{name}: {as_yaml(value)}", f"# {loaded.sources[key]}"))
     return "".join(f"{text:<48}  {source}".rstrip() + "\n" for text, source in lines)
+
+
+def is_read(key: str, method: Method) -> bool:
+    """Tell whether a method reads a dotted key: all but the groups of other methods."""
+    group = key.partition(".")[0]
+    return group not in GROUPS or group in method.groups
 
 
 def leaves(experiment: Experiment) -> dict[str, Any]:
@@ -287,12 +313,24 @@ def _refuse_reserved(layers: dict[str, dict[str, Any]], path: Path) -> None:
         raise UserError(f"{shown(path)}: name is the file's own name, {path.stem!r}; got {got!r}")
 
 
-def _refuse_conflicts(profile: tuple[str, dict[str, Any]], experiment: tuple[str, dict[str, Any]]) -> None:
+def _replaced(source: str, layer: dict[str, Any]) -> list[str]:
+    """Take `replaces` out of an experiment: the keys that it sets although profiles may, as its row is about them."""
+    replaced = layer.pop("replaces", [])
+    if not isinstance(replaced, list) or not all(key in layer for key in replaced):
+        raise UserError(
+            f"{source}: replaces lists keys that this file sets too, as [model.mask_encoding]; got {replaced}"
+        )
+    return replaced
+
+
+def _refuse_conflicts(
+    profile: tuple[str, dict[str, Any]], experiment: tuple[str, dict[str, Any]], replaced: list[str]
+) -> None:
     for key in profile[1]:
-        if key in experiment[1] and key != "notes":
+        if key in experiment[1] and key != "notes" and key not in replaced:
             raise UserError(
                 f"{key} is set by both {profile[0]} and {experiment[0]}: profiles own the scale, experiments what "
-                "sets their row apart; leave it in one of them"
+                "sets their row apart; leave it in one of them, or list it under replaces in the experiment"
             )
 
 
@@ -301,26 +339,26 @@ def _notes(layer: dict[str, Any]) -> list[Any]:
     return notes if isinstance(notes, list) else []
 
 
-def _set(config: Any, key: str, value: Any, source: str) -> None:
+def _set(config: Any, kind: type[Experiment], key: str, value: Any, source: str) -> None:
     """Set one key of the structured config, or say what was expected."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    expected = _expected(key)
+    expected = _expected(kind, key)
     try:
-        if expected is None and _expected(key.rpartition(".")[0]) is not None:
+        if expected is None and _expected(kind, key.rpartition(".")[0]) is not None:
             raise UserError(f"{source}: {key}: {key.rpartition('.')[0]} is set as a whole, as key=[1, 2]")
         OmegaConf.update(config, key, value, merge=False)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0].rstrip(".")
         if expected is None:
             raise UserError(f"{source}: {key}: {reason}") from None
-        raise UserError(f"{source}: {key}={_scalar(value)}: expected {expected} ({reason})") from None
+        raise UserError(f"{source}: {key}={as_yaml(value)}: expected {expected} ({reason})") from None
 
 
-def _expected(key: str) -> str | None:
-    """Return the type of a leaf as `trace_lightning.config` writes it, or None if it is not a leaf."""
-    node: Any = Experiment()
+def _expected(kind: type[Experiment], key: str) -> str | None:
+    """Return the type of a leaf as the dataclasses write it, or None if it is not a leaf."""
+    node: Any = kind()
     *parents, name = key.split(".")
     for parent in parents:
         node = getattr(node, parent, None)
@@ -357,12 +395,12 @@ def _row(entry: Any, path: Path) -> Row:
     return row
 
 
-def _scalar(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """Return a value as YAML on one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
-        return f"[{', '.join(_scalar(item) for item in value)}]"
+        return f"[{', '.join(as_yaml(item) for item in value)}]"
     if isinstance(value, str):
         plain = re.fullmatch(r"[A-Za-z_/][\w./+-]*", value) and value.lower() not in YAML_WORDS
         return value if plain else json.dumps(value, ensure_ascii=False)

@@ -75,18 +75,22 @@ def run(request: Request) -> int:
     if first.scratch:
         print(f"with {', '.join(first.overrides)}: results go to {folders.profile}, no table reads them")
     with contextlib.nullcontext() if request.dry_run else alone(folders.profile):
-        left, unavailable = plan.pending(resolved.tasks, request.redo)
-        outcomes = {key: Outcome("unavailable", message=reason) for key, reason in unavailable.items()}
-        if left or request.dry_run:
-            print(plan.describe(resolved.tasks, left, first.experiment.run.jobs), flush=True)
-        if left:
-            outcomes |= _do(resolved, left, request)
+        outcomes = _complete(resolved, request)
         if request.dry_run:
             return 0
-        _mark_unavailable(resolved, outcomes)
         if any(task.name == "evaluate" and _is_done(task, outcomes) for task in resolved.tasks):
             print_table(resolved)
         return report(resolved.tasks, outcomes)
+
+
+def complete(resolved: Resolved, request: Request) -> int:
+    """Do what is left of some rows, without their table; return the exit code.
+
+    Raises:
+        UserError: anything wrong that can be seen before the work starts.
+    """
+    with alone(resolved.folders.profile):
+        return report(resolved.tasks, _complete(resolved, request))
 
 
 def resolve(request: Request) -> Resolved:
@@ -202,6 +206,19 @@ def print_table(resolved: Resolved) -> None:
         keys = {"name": table.name, "columns": table.columns, "companions": table.companions, "rows": rows}
         write_json(path, keys)  # JSON is YAML
     make_table(path, folders.profile.name, (folders.seed,), folders.profile.parent)
+
+
+def _complete(resolved: Resolved, request: Request) -> dict[Any, Outcome]:
+    """Say what is left, do it unless this is a dry run, and return how the tasks ended."""
+    left, unavailable = plan.pending(resolved.tasks, request.redo)
+    outcomes = {key: Outcome("unavailable", message=reason) for key, reason in unavailable.items()}
+    if left or request.dry_run:
+        print(plan.describe(resolved.tasks, left, resolved.rows[0].experiment.run.jobs), flush=True)
+    if left:
+        outcomes |= _do(resolved, left, request)
+    if not request.dry_run:
+        _mark_unavailable(resolved, outcomes)
+    return outcomes
 
 
 def _do(resolved: Resolved, left: Sequence[Task], request: Request) -> dict[Any, Outcome]:

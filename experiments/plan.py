@@ -67,18 +67,9 @@ def survey(experiments: Sequence[Experiment]) -> dict[str, dict[str, float]]:
     costs = {}
     for experiment in experiments:
         cases = Cases.of(experiment)
-        cost = resolve(method_of(experiment).cost)(experiment, num_steps(experiment, cases))
+        cost = resolve(method_of(experiment).cost)(experiment, cases.train, cases.slices)
         costs[experiment.name] = cost | seconds_of(experiment, cases, cost)
     return costs
-
-
-def num_steps(experiment: Experiment, cases: Cases) -> int:
-    """Return the optimiser steps of a training, from the typical number of slices."""
-    train, skips = experiment.train, experiment.data.skips
-    if train.max_steps is not None:
-        return train.max_steps
-    views = sum(-(-cases.slices // skip) for skip in skips) if experiment.model.paired_frames else cases.slices
-    return train.epochs * max(1, cases.train * views // train.batch_size)
 
 
 def seconds_of(experiment: Experiment, cases: Cases, cost: dict[str, float]) -> dict[str, float]:

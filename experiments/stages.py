@@ -138,6 +138,8 @@ def generate(task: Task, progress: Progress) -> dict[str, Any]:
                 "evaluations_per_slice": generated.evaluations_per_slice,
                 "seconds": round(generated.seconds, 4),
                 "peak_memory_bytes": generated.peak_memory_bytes,
+                "parameters": generator.num_parameters,
+                "generated_from": generated.generated_from,
                 "details": generated.details,
             }
             write_volume(task.folder / "volumes" / f"{case.case_id}.nii.gz", generated.volume, made_by | made)
@@ -193,8 +195,6 @@ def case_seed(seed: int, case_id: str) -> int:
 
 def provenance(experiment: Experiment, training: Path, depends_digest: str) -> dict[str, Any]:
     """Return what is the same for all volumes of a row; kept beside each of them."""
-    from trace_lightning.data.text import describe
-
     inputs, record = method_of(experiment).inputs(experiment), read_json(training / "training.json")
     return {
         "experiment": experiment.name,
@@ -204,7 +204,7 @@ def provenance(experiment: Experiment, training: Path, depends_digest: str) -> d
         "profile": experiment.profile,
         "seed": experiment.seed,
         "inputs": list(inputs),
-        "text": describe(experiment.text) if "text" in inputs else "no text",
+        "text": resolve(method_of(experiment).text)(experiment) if "text" in inputs else "no text",
         "sample": method_of(experiment).generation_keys(experiment),
         "training": training.name,
         "train_peak_memory_bytes": record.get("peak_memory_bytes"),

@@ -14,7 +14,10 @@ OURS = ("trace_lightning", "evaluation", "baselines", "experiments")
 LEAVES = {f"trace_lightning.{name}" for name in ("anatomy", "artifacts", "config", "errors", "protocol")}
 DATA = LEAVES | {"trace_lightning.data", "trace_lightning.device"}
 MODELS = {"trace_lightning.models", "trace_lightning.config", "trace_lightning.errors", "trace_lightning.anatomy"}
-BASELINE = DATA | {"trace_lightning.fitting"}  # what every method shares, and nothing of TRACE's own
+BASELINE = DATA | {
+    "trace_lightning.fitting",
+    "trace_lightning.stopwatch",
+}  # what every method shares, and nothing of TRACE's own
 SAMPLING = MODELS | {"trace_lightning.sampling"}
 
 # Each folder or file, and what it may import of ours. The first that fits a file holds.

@@ -246,7 +246,7 @@ def _generate(options: argparse.Namespace) -> int:
     experiment.run.device = options.device
     labels, grid = read_labels(options.mask)
 
-    from trace_lightning.generation import generate_from_mask, inputs_note
+    from trace_lightning.generation import generate_from_mask, text_note
 
     with _bar("slices") as progress:
         volume, generated = generate_from_mask(
@@ -264,7 +264,7 @@ def _generate(options: argparse.Namespace) -> int:
         "profile": experiment.profile,
         "mask": str(options.mask),
         "prompt": options.prompt,
-        "text": inputs_note(experiment),
+        "text": text_note(experiment),
         "seed": options.seed,
         "model_grid": generated.volume.grid.to_json(),
         "evaluations_per_slice": generated.evaluations_per_slice,
@@ -301,9 +301,11 @@ def _text_effect(options: argparse.Namespace) -> int:
 def _trained(run_folder: Path):
     """Return the keys of a run and the folder of its training."""
     from trace_lightning.artifacts import read_json
-    from trace_lightning.config import read_experiment
+    from trace_lightning.config import Experiment, read_experiment
 
     experiment = read_experiment(run_folder / "config.yaml")
+    if experiment.method != Experiment.method:
+        raise UserError(f"--run {run_folder}: a run of {experiment.method}; this command works on runs of TRACE")
     reference = read_json(run_folder / "train" / "training.json")
     return experiment, (run_folder / "train" / reference["folder"]).resolve()
 

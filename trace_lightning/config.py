@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -118,10 +119,14 @@ class TrainConfig:
     grad_clip: float = 1.0
     ema_decay: float = 0.9999
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # Lightning's names
+    channels_last: bool = False
+    compile: Literal["off", "default", "reduce-overhead"] = "off"  # torch.compile; reduce-overhead: with CUDA graphs
     text_dropout: float = 0.1
     guidance_training: float = 0.5  # share of pairs that see guidance maps, (G, M) and (G, G) in equal parts
     mask_flow: float = 0.4  # share of pairs whose flow is that between their masks, as at inference
     flow_dropout: float = 0.2  # share of pairs without flow
+    clean_frame: float = 0.0  # share of pairs whose first frame is given clean; above 0 a channel says so
+    noise_correlation: float = 0.0  # between the two frames' noise; drawn for each pair between 0 and this
     val_every_steps: int = 2000
     checkpoint_every_steps: int = 1000
     log_every_steps: int = 50
@@ -131,7 +136,8 @@ class TrainConfig:
 class SampleConfig:
     """Inference (Sec. 3.3, Algorithm 1)."""
 
-    sampler: Literal["independent", "overlap"] = "overlap"
+    sampler: Literal["independent", "overlap", "brickwork", "sequential_clean"] = "overlap"
+    solver: Literal["ddim", "dpmpp_2m", "unipc"] = "ddim"  # DPM-Solver++ and UniPC: second order, multistep
     num_inference_steps: int = 50
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     clip_sample: bool = True
@@ -140,8 +146,19 @@ class SampleConfig:
     line9_frame: Literal["n+1", "n"] = "n+1"  # which new frame enters G(n+1) in line 9 (as printed: n)
     gamma: float = 2.0  # exponent of G (line 6)
     smoothing_sigma: float = 1.0  # H: Gaussian outside the mask, in pixels
+    masks_from: Literal["case", "bank"] = "case"  # the test patient, or training patients of about the same length
+    noise_correlation: float = 0.0  # `brickwork`, `sequential_clean`: of neighbouring slices' noise, AR(1) along z
+    strides: list[int] | None = None  # `brickwork`: distances of pairs; null: those trained on, data.skips
+    all_pairs: Literal["never", "last", "always"] = "never"  # `brickwork`: at which steps all pairs at a distance are
+    # evaluated, each slice in two, and averaged: at the last it closes the seams between pairs, for half a step more
+    tile_batch: int | None = None  # `brickwork`: pairs at once; null: what fits the device; changes no volume
+    warm_start: float = 1.0  # `sequential_clean`: share of the steps, from the slice below noised so far; 1: from noise
+    segments: int = 1  # `sequential_clean`: parts of a volume that grow side by side, unlinked
     pair_stride: int = 2  # `independent`: slices from one pair to the next; 1 keeps the first frame of each pair
-    volumes_abreast: int = 1  # cases denoised together; does not change any volume
+    volumes_abreast: int = 1  # cases denoised together; changes no volume
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network's products
+    channels_last: bool = False
+    compile: Literal["off", "default", "reduce-overhead"] = "off"  # torch.compile; reduce-overhead: with CUDA graphs
 
 
 @dataclass
@@ -194,7 +211,7 @@ AT_LEAST = {  # smallest values that mean something
     "data.phantom.num_train_patients model.layers_per_block model.norm_groups model.attention_heads model.unshuffle "
     "model.text_context_dim model.flow_adapter_channels model.frame_embedding_dim diffusion.num_train_timesteps "
     "train.batch_size train.val_every_steps train.checkpoint_every_steps train.log_every_steps "
-    "sample.num_inference_steps sample.volumes_abreast run.jobs",
+    "sample.num_inference_steps sample.volumes_abreast sample.segments run.jobs",
     0: "seed data.num_val_patients data.num_workers data.split_seed data.phantom.seed data.phantom.num_valid_patients "
     "text.seed train.warmup_steps train.weight_decay sample.smoothing_sigma evaluate.bootstrap_samples run.threads",
 }
@@ -264,7 +281,7 @@ def validate(experiment: Experiment) -> None:
     need(steps >= 1, "train.max_steps (or train.epochs, where it is null) is at least 1")
     need(0 < train.min_lr <= train.lr, "0 < train.min_lr <= train.lr")
     need(0 <= train.ema_decay < 1, "train.ema_decay lies in [0, 1)")
-    for key in ("text_dropout", "guidance_training", "mask_flow", "flow_dropout"):
+    for key in ("text_dropout", "guidance_training", "mask_flow", "flow_dropout", "clean_frame"):
         need(0 <= getattr(train, key) <= 1, f"train.{key} is a share in [0, 1]")
     need(train.mask_flow + train.flow_dropout <= 1, "train.mask_flow + train.flow_dropout <= 1")
     need(
@@ -283,7 +300,13 @@ def validate(experiment: Experiment) -> None:
         sample.guidance_scale == 1 or model.anatomical_guidance,
         "sample.guidance_scale guides by text, which model.anatomical_guidance=false takes away; set it to 1",
     )
+    need(
+        sample.masks_from == "case" or model.anatomical_guidance,
+        "sample.masks_from=bank needs model.anatomical_guidance=true: without it no mask is read",
+    )
+    need(sample.tile_batch is None or sample.tile_batch >= 1, f"sample.tile_batch={sample.tile_batch} is below 1")
     need(sample.pair_stride in (1, 2), "sample.pair_stride is 1 or 2")
+    _validate_joint(experiment, need)
     vista3d = experiment.evaluate.segmenter == "vista3d"
     known = set(group_names() if vista3d else ("lung", "bone"))
     need(
@@ -296,13 +319,45 @@ def validate(experiment: Experiment) -> None:
     )
 
 
+def _validate_joint(experiment: Experiment, need: Callable[[bool, str], None]) -> None:
+    """Refuse what has no meaning for `brickwork` and `sequential_clean`, and for what they are trained with."""
+    model, sample, train, skips = experiment.model, experiment.sample, experiment.train, experiment.data.skips
+    brickwork, sequential = sample.sampler == "brickwork", sample.sampler == "sequential_clean"
+    need(
+        model.paired_frames or not (brickwork or sequential or train.clean_frame or train.noise_correlation),
+        "model.paired_frames=false leaves no pairs; sample.sampler=brickwork and sequential_clean, train.clean_frame "
+        "and train.noise_correlation need them",
+    )
+    need(
+        not brickwork or 1 in (sample.strides or skips),
+        "sample.sampler=brickwork links neighbours in the end: data.skips and sample.strides must hold 1",
+    )
+    need(
+        sample.strides is None or (bool(sample.strides) and set(sample.strides) <= set(skips)),
+        f"sample.strides={sample.strides} are of the distances trained on, data.skips={skips}; null is all of them",
+    )
+    need(
+        not sequential or train.clean_frame > 0,
+        "sample.sampler=sequential_clean needs a network trained with a clean first frame: train.clean_frame above 0",
+    )
+    need(
+        sample.noise_correlation == 0 or brickwork or sequential,
+        "sample.noise_correlation is along the slices of sample.sampler=brickwork or sequential_clean; for the others "
+        "sample.initial_noise says how runs share their noise",
+    )
+    for section in ("train", "sample"):
+        correlation = getattr(experiment, section).noise_correlation
+        need(0 <= correlation <= 1, f"{section}.noise_correlation={correlation} lies in [0, 1]")
+    need(0 < sample.warm_start <= 1, f"sample.warm_start={sample.warm_start} lies in (0, 1]")
+
+
 def uses_text(experiment: Experiment) -> bool:
     """Tell whether the method reads the prompt at test time."""
     return experiment.model.anatomical_guidance
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Read the resolved keys that were saved with a run.
+    """Read the resolved keys that were saved with a run; those that only another method has are left out.
 
     Raises:
         UserError: absent, unreadable, or written by another version with other keys.
@@ -312,7 +367,10 @@ def read_experiment(path: Path) -> Experiment:
     from yaml import YAMLError
 
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.load(path)))
+        saved = OmegaConf.load(path)
+        if saved.get("method") != Experiment.method:
+            saved = OmegaConf.masked_copy(saved, [field.name for field in fields(Experiment) if field.name in saved])
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), saved))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; --run names a folder as runs/PROFILE/EXPERIMENT/seedK") from None
     except (OmegaConfBaseException, YAMLError) as error:

@@ -60,7 +60,13 @@ def fit(
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
     from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
-    from trace_lightning.monitoring import AtomicCheckpoints, AveragedWeights, FiniteLoss, ProgressReport
+    from trace_lightning.monitoring import (
+        AtomicCheckpoints,
+        AveragedWeights,
+        FiniteLoss,
+        ProgressReport,
+        Throughput,
+    )
 
     folder, settings = Path(folder), experiment.train
     if is_trained(folder):
@@ -88,6 +94,7 @@ def fit(
         LearningRateMonitor("step"),
         ProgressReport(progress, datamodule.num_steps),
         FiniteLoss(),
+        Throughput(),
     ]
     trainer = lightning.Trainer(
         accelerator=device.type,

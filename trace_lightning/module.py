@@ -15,14 +15,15 @@ from trace_lightning.models.conditioners import Conditions
 from trace_lightning.models.denoiser import Denoiser, num_frames
 from trace_lightning.models.mask_encoding import encode_masks
 from trace_lightning.sampling.guidance_map import guidance_map
+from trace_lightning.sampling.noise import correlate
 
 TRAINING, VALIDATION = 0, 1  # what a generator is for
 
 
 def build_denoiser(experiment: Experiment, text_dim: int) -> Denoiser:
     """Build the network of an experiment."""
-    data = experiment.data
-    return Denoiser(experiment.model, data.size, data.size // data.flow_stride, text_dim)
+    data, known_frame = experiment.data, experiment.train.clean_frame > 0
+    return Denoiser(experiment.model, data.size, data.size // data.flow_stride, text_dim, known_frame)
 
 
 class TraceModule(lightning.LightningModule):
@@ -41,6 +42,12 @@ class TraceModule(lightning.LightningModule):
         self.experiment = experiment
         self.num_steps = num_steps
         self.denoiser = build_denoiser(experiment, text_dim)
+        if experiment.train.channels_last:
+            self.denoiser.to(memory_format=torch.channels_last)
+        if experiment.train.compile != "off":
+            self.denoiser.compile(
+                mode=experiment.train.compile, dynamic=False
+            )  # in place: the weights keep their names
         diffusion = experiment.diffusion
         self.scheduler = DDPMScheduler(
             num_train_timesteps=diffusion.num_train_timesteps,
@@ -72,12 +79,28 @@ class TraceModule(lightning.LightningModule):
 
     def objective(self, data: Tensor, conditions: Conditions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the mean squared error of the prediction (Eq. 5), and the noised frames; `data` is (B, F, H, W)."""
-        noise = torch.randn(data.shape, generator=generator, device=data.device)  # (B, F, H, W)
+        noise = self._noise(data, generator)  # (B, F, H, W)
         steps = self.scheduler.config.num_train_timesteps
         timesteps = torch.randint(steps, (len(data),), generator=generator, device=data.device)  # (B,)
         x_t = self.scheduler.add_noise(data, noise, timesteps)  # (B, F, H, W), Eq. 1
+        if conditions.known is not None:
+            known = conditions.known[:, None, None] > 0  # (B, 1, 1)
+            x_t = torch.stack([torch.where(known, data[:, 0], x_t[:, 0]), x_t[:, 1]], dim=1)
         prediction = self.denoiser(x_t, timesteps, conditions)  # (B, F, H, W)
-        return functional.mse_loss(prediction, self._target(data, noise, timesteps)), x_t
+        target = self._target(data, noise, timesteps)
+        if conditions.known is None:
+            return functional.mse_loss(prediction, target), x_t
+        asked = torch.stack([1 - conditions.known, torch.ones_like(conditions.known)], dim=1)  # (B, F)
+        errors = (prediction - target).square().mean(dim=(-2, -1))  # (B, F): nothing is asked of a frame that is given
+        return (errors * asked).sum() / asked.sum(), x_t
+
+    def _noise(self, data: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the noise of samples, (B, F, H, W); that of a pair correlated to an extent drawn for each."""
+        noise = torch.randn(data.shape, generator=generator, device=data.device)
+        if highest := self.experiment.train.noise_correlation:
+            extent = highest * torch.rand(len(data), generator=generator, device=data.device)[:, None, None]
+            noise[:, 1] = correlate(noise[:, 1], noise[:, 0], extent)
+        return noise
 
     def _target(self, data: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         targets = {
@@ -88,7 +111,7 @@ class TraceModule(lightning.LightningModule):
         return targets[self.experiment.diffusion.prediction_type]()
 
     def conditions(self, batch: dict, generator: torch.Generator | None) -> Conditions:
-        """Return a batch's conditions; with a generator, text dropout and guidance maps are mixed in (training)."""
+        """Return a batch's conditions; with a generator, what training mixes in is mixed in."""
         masks, text = None, batch.get("text")
         if self.experiment.model.anatomical_guidance:
             model = self.experiment.model
@@ -97,7 +120,10 @@ class TraceModule(lightning.LightningModule):
                 masks = self._mix_guidance_maps(masks, batch["frames"], generator)
                 keep = self._chance(1 - self.experiment.train.text_dropout, len(text), generator)
                 text = text * keep[:, None, None]  # (B, T, C)
-        return Conditions(batch["positions"], masks, text, batch.get("flow"))
+        known = None
+        if generator is not None and self.experiment.train.clean_frame > 0:
+            known = self._chance(self.experiment.train.clean_frame, len(batch["positions"]), generator)  # (B,)
+        return Conditions(batch["positions"], masks, text, batch.get("flow"), known)
 
     def _mix_guidance_maps(self, masks: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
         """Put (G, M) and (G, G) in the mask channels of a share of the pairs, as Algorithm 1 does at inference."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from trace_lightning.artifacts import atomic_path
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import Progress
-from trace_lightning.sampling.ddim import DDIM
+from trace_lightning.sampling.solver import Solver
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -48,6 +49,29 @@ class ProgressReport(lightning.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         """Report the step."""
         self.progress(trainer.global_step, self.total, "")
+
+
+class Throughput(lightning.Callback):
+    """Logs steps a second, and the share of the time in which the training waited for its data."""
+
+    def on_train_start(self, trainer, module) -> None:
+        """Begin to count."""
+        self.ended = self.since = time.perf_counter()
+        self.steps, self.waited = 0, 0.0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        """Count what the batch was waited for."""
+        self.waited += time.perf_counter() - self.ended
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        """Log now and then."""
+        self.ended = time.perf_counter()
+        self.steps += 1
+        if self.steps == trainer.log_every_n_steps:
+            seconds = self.ended - self.since
+            module.log("train/steps_per_second", self.steps / seconds)
+            module.log("train/waiting_share", self.waited / seconds)
+            self.since, self.steps, self.waited = self.ended, 0, 0.0
 
 
 class FiniteLoss(lightning.Callback):
@@ -84,8 +108,8 @@ class SampleImages(lightning.Callback):
         batch = trainer.datamodule.on_after_batch_transfer(batch)
         data = batch["frames"]
         noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0)).to(module.device)
-        ddim = DDIM(module.denoiser, module.experiment.diffusion, module.experiment.sample)
-        sampled = ddim.run(noise, module.conditions(batch, None))
+        solver = Solver(module.denoiser, module.experiment.diffusion, module.experiment.sample)
+        sampled = solver.run(noise, module.conditions(batch, None))
         rows = [torch.cat(list(images[:, 0]), dim=-1) for images in (data, sampled)]  # (H, B W) each
         picture = ((torch.cat(rows) + 1) * 127.5).clamp(0, 255).byte().cpu().numpy()
         self._write(picture, trainer)

@@ -41,6 +41,7 @@ class Generated:
         evaluations_per_slice: network evaluations per finished slice (a pair counts once).
         seconds: wall time of this volume; volumes made abreast share their batch's time equally.
         peak_memory_bytes: peak of the device while it was made (CUDA) or of the process (CPU).
+        generated_from: where along z its making began; what is made later follows from what was made before.
         details: sampler settings worth keeping in the provenance.
     """
 
@@ -49,7 +50,12 @@ class Generated:
     evaluations_per_slice: float
     seconds: float
     peak_memory_bytes: int
+    generated_from: str
     details: dict = field(default_factory=dict)
+
+
+FROM_SLICE_0 = "slice 0, the lowest, upwards"
+ALL_AT_ONCE = "all slices at once"
 
 
 class Progress(Protocol):
@@ -60,7 +66,13 @@ class Progress(Protocol):
 
 
 class VolumeGenerator(Protocol):
-    """A trained method. One volume does not depend on the others of the call."""
+    """A trained method. One volume does not depend on the others of the call.
+
+    Attributes:
+        num_parameters: of all networks that a volume takes, but for the text tower.
+    """
+
+    num_parameters: int
 
     def generate(self, cases: Sequence[Case], seeds: Sequence[int], progress: Progress) -> Iterator[Generated]:
         """Yield a volume for each case, in order; `progress` counts slices."""

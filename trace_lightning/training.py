@@ -68,4 +68,5 @@ def network_keys(experiment: Experiment) -> dict:
         "model": asdict(experiment.model),
         "diffusion": asdict(experiment.diffusion),
         "text": asdict(experiment.text),
+        **({"known_frame": True} if experiment.train.clean_frame > 0 else {}),
     }

@@ -34,7 +34,7 @@ from trace_lightning.data.preprocess import unit_to_hu
 from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
-from trace_lightning.protocol import Case, Generated, Progress
+from trace_lightning.protocol import FROM_SLICE_0, Case, Generated, Progress
 
 SLICES_AT_ONCE = 16
 logger = logging.getLogger(__name__)
@@ -68,6 +68,12 @@ class CTFlowGenerator:
     denoiser: Denoiser
     autoencoder: SliceAutoencoder
     device: torch.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the flow's network and of the autoencoder."""
+        networks = (self.denoiser, self.autoencoder)
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
     @torch.inference_mode()
     def generate(self, cases: Sequence[Case], seeds: Sequence[int], progress: Progress) -> Iterator[Generated]:
@@ -107,6 +113,7 @@ class CTFlowGenerator:
             evaluations_per_slice=sampler.evaluations * len(sampled.starts) / case.grid.shape[0],
             seconds=time.perf_counter() - started,
             peak_memory_bytes=peak_memory_bytes(self.device),
+            generated_from="each clip from the real one before it" if sample.setting == "next_block" else FROM_SLICE_0,
             details={
                 "setting": sample.setting,
                 "clip_starts": list(sampled.starts),

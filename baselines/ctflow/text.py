@@ -11,6 +11,7 @@ import numpy as np
 from baselines.ctflow.config import CTFlowExperiment, PromptConfig
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.artifacts import digest
+from trace_lightning.data import text as open_clip_text
 from trace_lightning.data.cache_folder import cache_folder, touch, writing
 from trace_lightning.data.text import (
     Embedding,
@@ -58,6 +59,17 @@ def embedding_shape(experiment: CTFlowExperiment) -> tuple[int, int]:
         text = experiment.text
         return (1, pooled_dim(text)) if config.tokens == "pooled" else (context_length(text), text_dim(text))
     return 1 if config.tokens == "pooled" else CXR_BERT_TOKENS, _bert(config.weights)[1].config.hidden_size
+
+
+def describe(experiment: CTFlowExperiment) -> str:
+    """Return what the tower is, for the provenance of a volume."""
+    config = experiment.ctflow.prompt
+    tower = (
+        open_clip_text.describe(experiment.text)
+        if config.tower == "open_clip"
+        else f"CXR-BERT, weights {config.weights}"
+    )
+    return f"{tower}, {'pooled' if config.tokens == 'pooled' else 'all tokens'}"
 
 
 def _embed_cxr_bert(prompts: Sequence[str], weights: str, cache_dir: Path) -> Embeddings:

@@ -1,6 +1,7 @@
 """The keys of GenerateCT, with the values of its published code as defaults. Plain dataclasses; no torch in here.
 
-What the published code does wrong is a key as well: its default is the defect, its comment says so.
+What the published code does wrong is a key as well: its default is the defect, its comment says so. Such keys belong to
+experiments, all others (sizes, steps, weights that are there or not) to profiles.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class TokenizerConfig:
     causal_time: bool = False  # published: attention along z sees all slices, whatever the paper's "causal" says
     codebook_decay: float = 0.8
     revive_below: float = 0.0  # codes used less often (moving average) are replaced by vectors of the batch; 0: never
-    window: int | None = None  # slices of a training sample where `num_slices` is null; null: whole volumes
     commitment_weight: float = 1.0
-    perceptual: Literal["trained", "frozen", "off"] = "trained"  # published defect: VGG-16 learns along, with dropout
+    perceptual: bool = True
+    perceptual_learns: bool = True  # published defect: VGG-16 learns along, with dropout
     perceptual_weights: str = "hub"  # torchvision's own, or the path of a state dict in its names
     adversarial: bool = True
     adversarial_weight_max: float = 1e4
@@ -93,11 +94,12 @@ class SuperResolutionConfig:
     factor: int = 4  # pixels of the model's grid over those of the tokenizer's
     width: int = 64
     width_factors: list[int] = field(default_factory=lambda: [1, 2, 4])
-    # The published file asks for the last level only; its list is read as "yes" for every level.
-    cross_attention: list[bool] = field(default_factory=lambda: [True, True, True])
+    cross_attention_everywhere: bool = True  # published defect: the last level alone was asked for
     blocks_per_level: int = 2
     heads: int = 8
     head_dim: int = 64
+    prediction: Literal["v_prediction", "sample"] = "v_prediction"  # sample: the slice itself
+    coarse_noise_max: float = 1.0  # training draws the time of the noise on the coarse slice up to this
     loss_gamma: float = 0.5  # weight (1 + SNR)^-gamma
     published: str | None = None  # path of superres_pretrained.pt
     train: TrainConfig = field(  # how many steps is not published
@@ -128,7 +130,8 @@ class GenerateCTConfig:
 
     text: Literal["t5", "open_clip"] = "t5"  # google/t5-v1_1-base as published, or the tower of the keys `text.*`
     t5_weights: str = "hub"  # or a folder with the model and its tokenizer
-    num_slices: int | None = 201  # published: every scan is squeezed into as many slices; null: its own
+    squeeze: bool = True  # published defect: any scan becomes `num_slices`; false: it has its own slices
+    num_slices: int = 201  # of a sample of the tokenizer: a whole scan squeezed, or a part of one
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     super_resolution: SuperResolutionConfig = field(default_factory=SuperResolutionConfig)
@@ -147,34 +150,28 @@ class GenerateCTExperiment(trace.Experiment):
     generatect: GenerateCTConfig = field(default_factory=GenerateCTConfig)
 
 
-def fixed() -> GenerateCTConfig:
-    """Return the published sizes with the defects mended: what the preset `fixed` sets."""
-    published = GenerateCTConfig(num_slices=None)
-    tokenizer = replace(
-        published.tokenizer,
-        mixed_axes=False,
-        causal_time=True,
-        revive_below=0.01,  # unused for about 20 steps
-        perceptual="frozen",
-        train=replace(published.tokenizer.train, batch_size=1, ema_decay=0.999),  # volumes differ in length
-    )
-    transformer = replace(
-        published.transformer,
-        max_tokens=40_000,
-        train=replace(published.transformer.train, ema_decay=0.999, text_dropout=0.1),
-    )
-    return replace(
-        published,
-        tokenizer=tokenizer,
-        transformer=transformer,
-        super_resolution=replace(published.super_resolution, cross_attention=[False, False, True]),
-        sample=replace(published.sample, slice_noise="shared"),
-    )
-
-
 def coarse_size(experiment: GenerateCTExperiment) -> int:
     """Return the pixels of the tokenizer's slices along each axis."""
     return experiment.data.size // experiment.generatect.super_resolution.factor
+
+
+def num_tokens(num_slices: int, experiment: GenerateCTExperiment) -> int:
+    """Return the tokens of a volume of `num_slices`, 1 + k slice_patch."""
+    tokenizer = experiment.generatect.tokenizer
+    return (1 + (num_slices - 1) // tokenizer.slice_patch) * (coarse_size(experiment) // tokenizer.patch) ** 2
+
+
+def need_places(case_id: str, num_slices: int, experiment: GenerateCTExperiment) -> None:
+    """Refuse a volume with more tokens than the transformer has places.
+
+    Raises:
+        UserError: names the case and the key.
+    """
+    tokens, places = num_tokens(num_slices, experiment), experiment.generatect.transformer.max_tokens
+    if tokens > places:
+        raise UserError(
+            f"{case_id}: {num_slices} slices are {tokens} tokens, above generatect.transformer.max_tokens={places}"
+        )
 
 
 def of_phase(experiment: GenerateCTExperiment, phase: str) -> GenerateCTExperiment:
@@ -223,30 +220,23 @@ def validate_generatect(experiment: GenerateCTExperiment) -> None:
     halvings = 2 ** len(fine.width_factors)
     need(data.size % halvings == 0, f"data.size={data.size} is not divisible by 2^levels = {halvings}")
     need(fine.width % 8 == 0, f"generatect.super_resolution.width={fine.width} is not divisible by 8 (norm groups)")
+    need(bool(fine.width_factors), "generatect.super_resolution.width_factors names a level at least")
     need(
-        len(fine.cross_attention) == len(fine.width_factors) >= 1,
-        "generatect.super_resolution.cross_attention names yes or no for each of width_factors",
-    )
-    for key, slices in (("num_slices", config.num_slices), ("tokenizer.window", tokenizer.window)):
-        need(
-            slices is None or (slices > 1 and (slices - 1) % tokenizer.slice_patch == 0),
-            f"generatect.{key}={slices} is not 1 + k x tokenizer.slice_patch",
-        )
-    need(
-        config.num_slices is not None or tokenizer.window is not None or tokenizer.train.batch_size == 1,
-        "generatect.tokenizer.train.batch_size > 1 needs samples of one length: set num_slices or tokenizer.window",
+        config.num_slices > 1 and (config.num_slices - 1) % tokenizer.slice_patch == 0,
+        f"generatect.num_slices={config.num_slices} is not 1 + k x tokenizer.slice_patch",
     )
     need(
-        config.num_slices is not None or transformer.train.batch_size == 1,
-        "generatect.transformer.train.batch_size > 1 needs volumes of one length: set generatect.num_slices",
+        config.squeeze or transformer.train.batch_size == 1,
+        "generatect.transformer.train.batch_size > 1 needs volumes of one length; squeeze=false keeps their own",
     )
-    if config.num_slices is not None:
-        tokens = (1 + (config.num_slices - 1) // tokenizer.slice_patch) * (data.size // cut) ** 2
-        need(
-            tokens <= transformer.max_tokens,
-            f"generatect.transformer.max_tokens={transformer.max_tokens} is below the {tokens} tokens of a volume",
-        )
+    tokens = num_tokens(config.num_slices, experiment)
     need(
-        0 < config.sample.threshold_quantile <= 1 and config.sample.coarse_noise <= 1,
-        "generatect.sample.threshold_quantile lies in (0, 1], coarse_noise in [0, 1]",
+        tokens <= transformer.max_tokens,
+        f"generatect.transformer.max_tokens={transformer.max_tokens} is below the {tokens} tokens of "
+        f"generatect.num_slices={config.num_slices}",
+    )
+    need(0 < config.sample.threshold_quantile <= 1, "generatect.sample.threshold_quantile lies in (0, 1]")
+    need(
+        config.sample.coarse_noise <= fine.coarse_noise_max <= 1,
+        "generatect: sample.coarse_noise <= super_resolution.coarse_noise_max <= 1: no more noise than in training",
     )

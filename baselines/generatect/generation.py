@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from baselines.generatect import text
-from baselines.generatect.config import PHASES, GenerateCTExperiment
+from baselines.generatect.config import PHASES, GenerateCTExperiment, need_places
 from baselines.generatect.models.ctvit import CTViT
 from baselines.generatect.models.maskgit import MaskGit
 from baselines.generatect.models.super_resolution import SuperResolutionUNet
@@ -25,7 +25,7 @@ from trace_lightning.data.preprocess import unit_to_hu
 from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
-from trace_lightning.protocol import Case, Generated, Progress
+from trace_lightning.protocol import ALL_AT_ONCE, Case, Generated, Progress
 
 
 def load_generator(experiment: GenerateCTExperiment, training_folder: Path) -> GenerateCTGenerator:
@@ -54,6 +54,12 @@ class GenerateCTGenerator:
     super_resolution: SuperResolutionUNet
     device: torch.device
 
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the three networks."""
+        networks = (self.tokenizer, self.transformer, self.super_resolution)
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
     @torch.inference_mode()
     def generate(self, cases: Sequence[Case], seeds: Sequence[int], progress: Progress) -> Iterator[Generated]:
         """Yield a volume for each case, in order; progress counts the model's slices."""
@@ -74,25 +80,27 @@ class GenerateCTGenerator:
         depth, *in_plane = case.grid.shape
         if in_plane != [data.size, data.size]:
             raise UserError(f"{case.case_id}: grid {case.grid.shape} does not fit the model's {data.size} pixels")
+        slices = len(slice_positions(depth, config))
+        need_places(case.case_id, slices, self.experiment)
         reset_peak_memory(self.device)
         started = time.perf_counter()
-        slices = len(slice_positions(depth, config))
         reading = self._text(case.prompt)
-        coarse = self._coarse(case.case_id, slices, reading, seed)
+        coarse = self._coarse(slices, reading, seed)
         fine = sample_slices(self.super_resolution, coarse, reading, config.sample, data.size, seed, advance)
         hu = unit_to_hu(fine.float().cpu().numpy(), data)
         seconds = time.perf_counter() - started
-        if config.num_slices is None:
-            hu = hu[:depth]
-        else:  # squeezed into num_slices for training: stretched over the case's field of view
+        if config.squeeze:  # stretched over the case's field of view again
             own = case.grid.resized((slices, *in_plane))
             hu = resample(hu, own, case.grid, order=1, fill=data.hu_min)
+        else:
+            hu = hu[:depth]
         return Generated(
             case_id=case.case_id,
             volume=Volume(hu, case.grid),
             evaluations_per_slice=self.evaluations(slices) / depth,
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
+            generated_from=ALL_AT_ONCE,
             details={"model_slices": slices, "text": text.describe(self.experiment)},
         )
 
@@ -102,17 +110,11 @@ class GenerateCTGenerator:
         of_tokens = sample.token_steps * (1 if sample.token_guidance_scale == 1 else 2) + 1  # and the decoder
         return of_tokens + slices * sample.slice_steps * (1 if sample.slice_guidance_scale == 1 else 2)
 
-    def _coarse(self, case_id: str, slices: int, reading: Tensor, seed: int) -> Tensor:
+    def _coarse(self, slices: int, reading: Tensor, seed: int) -> Tensor:
         """Return (F, h, w) in [-1, 1]: the decoded tokens."""
-        config, side = self.experiment.generatect, self.tokenizer.grid_size
+        side = self.tokenizer.grid_size
         shape = (self.tokenizer.num_token_slices(slices), side, side)
-        needed = shape[0] * side**2
-        if needed > config.transformer.max_tokens:
-            raise UserError(
-                f"{case_id}: {slices} slices are {needed} tokens, above "
-                f"generatect.transformer.max_tokens={config.transformer.max_tokens}"
-            )
-        tokens = sample_tokens(self.transformer, shape, reading, config.sample, seed)
+        tokens = sample_tokens(self.transformer, shape, reading, self.experiment.generatect.sample, seed)
         return self.tokenizer.decode_indices(tokens[None])[0, 0].clamp(-1, 1)
 
     def _text(self, prompt: str) -> Tensor:

@@ -97,9 +97,9 @@ class TokenizerModule(Phase):
         self.automatic_optimization = False
         self.config = experiment.generatect.tokenizer
         self.ctvit = build_network("tokenizer", experiment, text_dim)
-        self.features = None if self.config.perceptual == "off" else VGGFeatures(self.config.perceptual_weights)
-        if self.config.perceptual == "frozen":
-            self.features.requires_grad_(False)
+        self.features = VGGFeatures(self.config.perceptual_weights) if self.config.perceptual else None
+        if self.features is not None:
+            self.features.requires_grad_(self.config.perceptual_learns)
         self.discriminator = (
             Discriminator(self.config.discriminator_dim, coarse_size(experiment)) if self.config.adversarial else None
         )
@@ -172,7 +172,7 @@ class TokenizerModule(Phase):
         """Two Adams; only CT-ViT's has the schedule's bounds in the keys of `train`."""
         train, config = self.experiment.train, self.config
         judged = [*self.ctvit.parameters()]
-        if config.perceptual == "trained":
+        if self.features is not None and config.perceptual_learns:
             judged += [*self.features.parameters()]
         if self.discriminator is None:
             optimizer, schedule = self._optimizer(judged, train.lr, self.num_steps)
@@ -185,7 +185,7 @@ class TokenizerModule(Phase):
         return [optimizer for optimizer, _ in pairs], [schedule for _, schedule in pairs]
 
     def _perceptual_loss(self, real: Tensor, made: Tensor, generator: torch.Generator) -> Tensor:
-        self.features.train(self.config.perceptual == "trained")
+        self.features.train(self.config.perceptual_learns)
         with torch.random.fork_rng():  # dropout draws from the global generator
             torch.manual_seed(generator.initial_seed())
             return functional.mse_loss(self.features(made), self.features(real))
@@ -247,7 +247,7 @@ class SuperResolutionModule(Phase):
         return self.unet
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """Return the weighted squared error of the velocity."""
+        """Return the weighted squared error of the prediction."""
         generator = self._generator(TRAINING, self.global_step)
         present = ~self._chance(self.experiment.train.text_dropout, len(batch["text"]), generator)
         loss = self.objective(batch, present, generator)
@@ -266,7 +266,9 @@ class SuperResolutionModule(Phase):
         drawn = {"generator": generator, "device": data.device}
         noise, coarse_noise = torch.randn(data.shape, **drawn), torch.randn(data.shape, **drawn)
         log_snr = diffusion.cosine_log_snr(torch.rand(len(data), **drawn))
-        coarse_log_snr = diffusion.linear_log_snr(torch.rand(1, **drawn)).expand(len(data))  # one for the batch
+        config = self.experiment.generatect.super_resolution
+        coarse_time = torch.rand(1, **drawn) * config.coarse_noise_max  # one for the batch
+        coarse_log_snr = diffusion.linear_log_snr(coarse_time).expand(len(data))
         coarse = enlarge(batch["coarse"], data.shape[-1])
         prediction = self.unet(
             diffusion.add_noise(data, noise, log_snr),
@@ -277,8 +279,9 @@ class SuperResolutionModule(Phase):
             text_keep(text),
             present,
         )
-        error = (prediction - diffusion.velocity(data, noise, log_snr)).square().flatten(1).mean(1)  # (B,)
-        weight = (1 + log_snr.exp()) ** -self.experiment.generatect.super_resolution.loss_gamma
+        target = data if config.prediction == "sample" else diffusion.velocity(data, noise, log_snr)
+        error = (prediction - target).square().flatten(1).mean(1)  # (B,)
+        weight = (1 + log_snr.exp()) ** -config.loss_gamma
         return (weight * error).mean()
 
 

@@ -125,7 +125,8 @@ def _denoise(
         if config.slice_guidance_scale != 1:
             empty = network(x_t, log_snr, coarse, coarse_log_snr, text, keep, ~present)
             prediction = empty + config.slice_guidance_scale * (prediction - empty)
-        data = diffusion.data_of_velocity(x_t, prediction, log_snr)
+        sample = network.config.prediction == "sample"
+        data = prediction if sample else diffusion.data_of_velocity(x_t, prediction, log_snr)
         data = diffusion.threshold_dynamically(data, config.threshold_quantile)
         mean, deviation = diffusion.posterior(data, x_t, log_snr, next_log_snr)
         noise = drawn.next(device)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from baselines.generatect.config import PHASES, GenerateCTExperiment, of_phase
+from baselines.generatect.config import PHASES, GenerateCTExperiment, need_places, of_phase
 from trace_lightning.artifacts import digest, read_json, sweep_temporary, write_array
 from trace_lightning.fitting import RECORD, fit, is_trained, load_weights, write_result
 from trace_lightning.protocol import Progress
@@ -96,7 +96,7 @@ def network_keys(experiment: GenerateCTExperiment, *phases: str) -> dict:
         "method": experiment.method,
         "size": experiment.data.size,
         "window_hu": [experiment.data.hu_min, experiment.data.hu_max],
-        "num_slices": config.num_slices,
+        "squeezed_to": config.num_slices if config.squeeze else None,
         "factor": config.super_resolution.factor,
     }
     if set(phases) != {"tokenizer"}:
@@ -123,7 +123,11 @@ def encode_cases(
     folder: Path,
     progress: Progress,
 ) -> None:
-    """Write tokens and reconstruction of each case; what is there already is left alone."""
+    """Write tokens and reconstruction of each case; what is there already is left alone.
+
+    Raises:
+        UserError: a case has more tokens than the transformer has places.
+    """
     import numpy as np
     import torch
 
@@ -135,6 +139,7 @@ def encode_cases(
         if reconstruction_path(folder, case.case_id).is_file():  # written last
             continue
         positions = slice_positions(len(case.image), experiment.generatect)
+        need_places(case.case_id, len(positions), experiment)
         frames = torch.from_numpy(coarse_volume(case, positions, experiment)).to(device)[None, None]
         with torch.inference_mode():
             tokens = tokenizer.tokenize(frames)

@@ -1,7 +1,7 @@
 """What a training sample of each phase is, and how a scan's slices become the model's.
 
-With `num_slices` every scan is squeezed into as many slices, whatever its height; without, the model has the scan's
-own, the last one repeated until they are 1 + k slice_patch.
+With `squeeze` every scan becomes `num_slices`, whatever its height; without, the model has the scan's own, the last one
+repeated until they are 1 + k slice_patch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trace_lightning.data.views import Draw, Sample, View
 
 def slice_positions(num_slices: int, config: GenerateCTConfig) -> np.ndarray:
     """Return where the model's slices lie in a scan of `num_slices`, as (possibly fractional) slices of the scan."""
-    if config.num_slices is None:
+    if not config.squeeze:
         patch = config.tokenizer.slice_patch
         length = 1 + -(-(num_slices - 1) // patch) * patch
         return np.arange(length).clip(max=num_slices - 1).astype(float)
@@ -48,17 +48,16 @@ def coarsen(slices: Tensor, size: int) -> Tensor:
 
 
 class TokenizerDataset(View):
-    """Coarse volumes, whole or windows of them: `frames` (F, h, w) float32 in [-1, 1], `case_id`."""
+    """Runs of `num_slices` coarse slices: `frames` (F, h, w) float32 in [-1, 1], `case_id`."""
 
     def windows(self, num_slices: int) -> list[tuple[int, ...]]:
-        """Return the model's slices of each sample."""
+        """Return every run of the model's slices; one that a shorter volume repeats its last slice to fill."""
         config = self.experiment.generatect
-        total = len(slice_positions(num_slices, config))
-        window = total if config.num_slices is not None else config.tokenizer.window or total
-        return [tuple(range(i, i + window)) for i in range(max(total - window, 0) + 1)]
+        total, length = len(slice_positions(num_slices, config)), config.num_slices
+        return [tuple(range(i, i + length)) for i in range(max(total - length, 0) + 1)]
 
     def item(self, draw: Draw, sample: Sample) -> dict:
-        """Return a volume, or a window of one."""
+        """Return a run of slices."""
         positions = slice_positions(sample.num_slices, self.experiment.generatect)
         wanted = positions[np.minimum(sample.frames, len(positions) - 1)]
         return {

@@ -1,7 +1,10 @@
 from pathlib import Path
 
 import pytest
+from fake_project import FAKE
 from project import Project, write_tree
+
+from experiments.methods import METHODS
 
 
 @pytest.fixture(scope="session")
@@ -10,7 +13,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path, tree: Path) -> Project:
+def project(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setitem(METHODS, "fake", FAKE)
     return Project(tmp_path / "project", tree)
 
 

@@ -16,7 +16,7 @@ from experiments import methods, tasks
 from experiments.methods import METHODS, Method
 from trace_lightning.anatomy.labels import BONE, LUNG
 from trace_lightning.artifacts import Volume, read_json, write_json, write_text
-from trace_lightning.protocol import Generated
+from trace_lightning.protocol import ALL_AT_ONCE, Generated
 
 PAUSE_S = float(os.environ.get("FAKE_PAUSE_S", "0"))
 
@@ -39,7 +39,7 @@ def train(experiment, folder: Path, progress) -> None:
 
 class Generator:
     def __init__(self, experiment, noise_hu: float):
-        self.experiment, self.noise_hu = experiment, noise_hu
+        self.experiment, self.noise_hu, self.num_parameters = experiment, noise_hu, 10
 
     def generate(self, cases, seeds, progress):
         total, done = sum(case.grid.shape[0] for case in cases), 0
@@ -52,15 +52,15 @@ class Generator:
                 time.sleep(PAUSE_S)
                 done += 1
                 progress(done, total)
-            yield Generated(case.case_id, Volume(hu, case.grid), 6.0, 1.0, 2000)
+            yield Generated(case.case_id, Volume(hu, case.grid), 6.0, 1.0, 2000, ALL_AT_ONCE)
 
 
 def load_generator(experiment, training_folder: Path) -> Generator:
     return Generator(experiment, 10.0 if (training_folder / "model.safetensors").is_file() else np.nan)
 
 
-def estimate(experiment, num_steps: int) -> dict:
-    return {"parameters": 10, "train_seconds": num_steps, "generate_seconds_per_slice": 0.1, "memory_bytes": 1000}
+def estimate(experiment, num_volumes: int, num_slices: int) -> dict:
+    return {"parameters": 10, "train_seconds": num_volumes, "generate_seconds_per_slice": 0.1, "memory_bytes": 1000}
 
 
 def slow_scoring() -> None:
@@ -75,8 +75,12 @@ def slow_scoring() -> None:
     score.score_case = slow
 
 
-METHODS["fake"] = Method(
+FAKE = Method(
+    groups=METHODS["trace"].groups,
+    keys="trace_lightning.config:Experiment",
+    validate=None,
     inputs=methods.trace_inputs,
+    text="trace_lightning.generation:text_note",
     train=f"{__name__}:train",
     load=f"{__name__}:load_generator",
     cost=f"{__name__}:estimate",
@@ -87,6 +91,7 @@ METHODS["fake"] = Method(
 )
 
 if __name__ in ("__main__", "__mp_main__"):
+    METHODS["fake"] = FAKE
     tasks.DATA_CODE = tasks.EVALUATION_CODE = ()  # the project may be edited while its tests run
     montage.write_montage = lambda rows, path, title: None  # two seconds of drawing
     if PAUSE_S:

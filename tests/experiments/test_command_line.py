@@ -61,7 +61,7 @@ def test_help_shows_examples_and_the_files_they_name():
         (("run", "table1", "sample.sampler=overlap"), "pfm: sample.sampler=overlap needs"),
         (("run", "ours", "data.root=/nowhere"), "data.root=/nowhere: no such folder"),
         (("run", "ours", "--jobs", "0"), "run.jobs"),
-        (("status", "ours", "method=magic"), "no method 'magic'"),
+        (("status", "ours", "method=magic"), "method is given by another file"),
     ],
 )
 def test_mistakes_end_with_one_message_and_code_2(arguments, message):

@@ -43,6 +43,21 @@ def test_described_config_is_yaml_with_the_same_values(tmp_path):
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml")) == asdict(loaded.experiment)
 
 
+@pytest.mark.parametrize(("method", "other"), [("ctflow", "generatect"), ("generatect", "ctflow")])
+def test_a_method_reads_its_own_groups_of_a_profile(project: Project, method: str, other: str):
+    (project.root / "profiles" / "two.yaml").write_text(
+        "{ctflow: {train: {lr: 0.5}}, generatect: {num_slices: 33}, train: {lr: 0.5}, data: {size: 64}}"
+    )
+    (project.root / "row.yaml").write_text(f"name: row\nmethod: {method}\n")
+    loaded = load(project.root / "row.yaml", "two", ["train.lr=0.25"])
+    assert loaded.overrides == ("train.lr=0.25",)  # of the other rows of a table
+    assert loaded.experiment.method == method
+    assert loaded.experiment.data.size == 64 and loaded.sources["data.size"].endswith("two.yaml")
+    assert loaded.experiment.train.lr != 0.5  # TRACE's
+    text = describe(loaded)
+    assert f"\n{method}:" in text and f"\n{other}:" not in text and "\nmodel:" not in text
+
+
 def test_notes_add_up(project: Project):
     (project.root / "profiles" / "tiny.yaml").write_text("notes: [of the profile]\n")
     (project.root / "noted.yaml").write_text("name: noted\nnotes: [of the row]\n")
@@ -102,6 +117,19 @@ def test_a_key_of_both_profile_and_experiment_is_refused_with_both_files(project
     refused(project.root / "twice.yaml", "tiny", ["train.max_steps=4"], match="is set by both")
 
 
+def test_an_experiment_may_replace_a_key_of_the_profile_if_it_says_so(project: Project):
+    (project.root / "row.yaml").write_text("name: row\nreplaces: [train.max_steps]\ntrain: {max_steps: 3}\n")
+    loaded = load(project.root / "row.yaml", "tiny")
+    assert loaded.experiment.train.max_steps == 3
+    assert loaded.sources["train.max_steps"].endswith("row.yaml")
+
+
+@pytest.mark.parametrize("named", ["[train.lr]", "train.max_steps", "[1]"])
+def test_replaces_names_keys_of_the_same_file(project: Project, named):
+    (project.root / "row.yaml").write_text(f"name: row\nreplaces: {named}\ntrain: {{max_steps: 3}}\n")
+    refused(project.root / "row.yaml", "tiny", match="replaces lists keys that this file sets")
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -114,6 +142,7 @@ def test_a_key_of_both_profile_and_experiment_is_refused_with_both_files(project
         ("name: row\ntrain: {lr: fast}\n", r"row\.yaml: train\.lr=fast: expected float"),
         ("name: row\ntrain:\n", r"row\.yaml: train: "),
         ("name: row\ntrian: {lr: 1.0}\n", "Did you mean: 'train'"),
+        ("name: row\nctflow: {train: {lr: 1.0}}\n", "ctflow.train.lr: its method does not read the group ctflow"),
         ("name: row\ndata: {root: '${oc.env:NOT_SET_ANYWHERE}'}\n", "data.root: Environment variable 'NOT_SET_ANY"),
     ],
 )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
 
-from experiments.load import FOLDER, load, load_table, profiles
+from experiments.load import FOLDER, leaves, load, load_table, profiles
 from experiments.tasks import training_keys
 from trace_lightning.config import Experiment
 from trace_lightning.errors import UserError
 
-TABLES = ("table1", "table2", "fig5_masks", "findings")
+TABLES = ("table1", "table2", "fig5_masks", "findings", "table_plus")
 ROWS = sorted({name for table in TABLES for name in load_table(table).experiments})
 TABLE1_LABELS = [
     "GT", "GenerateCT", "MedSyn", "PFM", "DAG", "PFM, DAG", "50/[1]", "100/[1,2]", "50/[1,2,4]", "100/[1,2,4] (Ours)"
@@ -23,6 +24,10 @@ TABLE1_LABELS = [
 
 def resolved(name: str, profile: str = "phantom", *overrides: str) -> Experiment:
     return load(name, profile, [*overrides, *(["data.root=/ct"] if "ct_rate" in profile else [])]).experiment
+
+
+def without_words(experiment: Experiment) -> dict:
+    return {key: value for key, value in asdict(experiment).items() if key not in ("name", "title", "notes")}
 
 
 @pytest.mark.parametrize("profile", profiles())
@@ -43,11 +48,10 @@ def test_every_experiment_file_is_in_a_table():
 @pytest.mark.parametrize("profile", profiles())
 def test_no_two_experiments_are_equal(profile):
     names = [name for name in ROWS if not (name == "mask_128" and "ct_rate" in profile)]
-    keys = [{k: v for k, v in asdict(resolved(name, profile)).items() if k not in ("name", "title", "notes")}
-            for name in names]  # fmt: skip
-    for i, first in enumerate(keys):
-        for second in keys[i + 1 :]:
-            assert first != second
+    keys = {name: without_words(resolved(name, profile)) for name in names}
+    equal = {(first, second) for first, second in combinations(names, 2) if keys[first] == keys[second]}
+    unshuffled = load("ours", profile, ["data.root=/ct"]).experiment.model.unshuffle == 2  # in all rows of the profile
+    assert equal == ({("plus_unshuffle", "trace_plus")} if unshuffled else set())
 
 
 def test_experiment_files_are_small_diffs():
@@ -98,9 +102,59 @@ def test_which_rows_share_a_training():
         by_training.setdefault(str(training_keys(resolved(name))), set()).add(name)
     shared = {frozenset(names) for names in by_training.values() if len(names) > 1}
     assert shared == {
-        frozenset({"ours", "pfm_dag", "line9_n", "ours_fresh_noise", "pfm_dag_fresh_noise", "pfm_dag_every_slice"})
+        frozenset(
+            {"ours", "pfm_dag", "line9_n", "ours_fresh_noise", "pfm_dag_fresh_noise", "pfm_dag_every_slice"}
+            | {"ours_brickwork"}
+        ),
+        frozenset({"ofg_untrained", "plus_plain"}),
+        frozenset({"trace_plus", "plus_sequential", "plus_unshuffle"}),  # in this profile all rows are unshuffled
     }
     assert len({str(training_keys(resolved(name))) for name in load_table("table1").experiments}) == 6
+
+
+def test_what_is_switched_off_is_no_key_of_a_training():
+    """Trainings of the paper's rows stay the artefacts that they were before these keys came."""
+    for name in load_table("table1").experiments:
+        assert not {"clean_frame", "noise_correlation"} & set(training_keys(resolved(name))["train"])
+
+
+@pytest.mark.parametrize("profile", ["phantom", "ct_rate"])
+def test_rows_of_table_plus_differ_by_one_change_each(profile):
+    """Each from the row above, down to trace_plus; all have Ours' patients, steps and size."""
+    rows = ["plus_plain", "plus_zero_snr", "plus_one_hot", "plus_noise", "trace_plus"]
+    changed = [
+        {
+            key
+            for key, value in leaves(resolved(row, profile)).items()
+            if value != leaves(resolved(above, profile))[key] and key not in ("name", "title", "notes")
+        }
+        for above, row in pairwise(rows)
+    ]
+    already = {"phantom": {"diffusion.prediction_type", "sample.timestep_spacing"}, "ct_rate": set()}[profile]
+    assert changed == [
+        {"diffusion.prediction_type", "diffusion.rescale_betas_zero_snr", "sample.timestep_spacing"} - already,
+        {"model.mask_encoding"},
+        {"train.noise_correlation", "sample.noise_correlation"},
+        {"train.clean_frame"},
+    ]
+    ours, plus = resolved("ours", profile), resolved("trace_plus", profile)
+    for key in ("epochs", "max_steps", "batch_size", "lr", "warmup_steps", "ema_decay", "text_dropout"):
+        assert getattr(ours.train, key) == getattr(plus.train, key)
+    assert ours.data == plus.data
+
+
+@pytest.mark.parametrize("profile", ["phantom", "ct_rate"])
+@pytest.mark.parametrize("name", ["trace_plus", "plus_unshuffle"])
+def test_trace_plus_has_the_parameters_of_ours_within_5_percent(name, profile):
+    import torch
+
+    from trace_lightning.module import build_denoiser
+
+    def parameters(row: str) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in build_denoiser(resolved(row, profile), text_dim=768).parameters())
+
+    assert parameters(name) == pytest.approx(parameters("ours"), rel=0.05)
 
 
 def test_ours_at_profile_ct_rate_is_section_4_1():

@@ -49,6 +49,13 @@ def test_what_must_be_positive_is(key, value):
         ("train.max_steps", 0, "max_steps"),
         ("sample.num_inference_steps", 2000, "num_inference_steps"),
         ("sample.pair_stride", 3, "pair_stride"),
+        ("sample.strides", [1, 3], "strides"),
+        ("sample.strides", [], "strides"),
+        ("sample.sampler", "sequential_clean", "clean_frame"),
+        ("sample.noise_correlation", 0.5, "brickwork or sequential_clean"),
+        ("sample.warm_start", 0.0, "warm_start"),
+        ("train.noise_correlation", 1.5, "noise_correlation"),
+        ("train.clean_frame", 1.5, "clean_frame"),
         ("diffusion.rescale_betas_zero_snr", True, "zero_snr"),
         ("evaluate.groups", ["liver"], "groups"),
         ("evaluate.spacing_mm", 0.0, "spacing_mm"),
@@ -57,6 +64,30 @@ def test_what_must_be_positive_is(key, value):
 def test_impossible_values_and_combinations_are_refused(key, value, message):
     with pytest.raises(UserError, match=message):
         validate(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"sample.sampler": "brickwork", "data.skips": [2, 4]}, "must hold 1"),
+        ({"sample.sampler": "brickwork", "sample.strides": [2]}, "must hold 1"),
+        ({"sample.sampler": "brickwork", "model.paired_frames": False, "model.flow": False}, "leaves no pairs"),
+        ({"sample.sampler": "brickwork", "sample.noise_correlation": 1.5}, "noise_correlation"),
+        ({"sample.sampler": "brickwork", "model.mask_encoding": "one_hot"}, None),
+        ({"sample.sampler": "brickwork", "model.anatomical_guidance": False, "model.flow": False}, None),
+        ({"sample.sampler": "sequential_clean", "train.clean_frame": 0.3}, None),
+    ],
+)
+def test_what_brickwork_and_sequential_sampling_need(keys, message):
+    experiment = Experiment(name="changed")
+    for key, value in keys.items():
+        section, name = key.split(".")
+        setattr(getattr(experiment, section), name, value)
+    if message is None:
+        validate(experiment)
+    else:
+        with pytest.raises(UserError, match=message):
+            validate(experiment)
 
 
 def test_a_saved_configuration_comes_back(tmp_path):

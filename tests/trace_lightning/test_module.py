@@ -73,6 +73,67 @@ def test_text_dropout_empties_whole_prompts(tiny):
     assert (text[~empty] != 0).any(-1).all()
 
 
+def test_switched_off_the_objective_is_that_of_the_paper_to_the_bit(tiny):
+    """Noise, timesteps and loss as they are drawn and taken without known frames and correlated noise."""
+    module = TraceModule(tiny, 64, num_steps=4)
+    data, conditions = batch()["frames"], module.conditions(batch(), generator())
+    assert conditions.known is None
+    loss, x_t = module.objective(data, conditions, generator(1))
+    draws = generator(1)
+    noise = torch.randn(data.shape, generator=draws)
+    timesteps = torch.randint(1000, (len(data),), generator=draws)
+    noised = module.scheduler.add_noise(data, noise, timesteps)
+    assert torch.equal(x_t, noised)
+    prediction = module.denoiser(noised, timesteps, conditions)
+    assert torch.equal(loss, torch.nn.functional.mse_loss(prediction, data))
+
+
+def test_a_share_of_first_frames_is_given_clean_and_nothing_is_asked_of_them(tiny):
+    tiny.train.clean_frame = 0.3
+    module = TraceModule(tiny, 64, num_steps=4)
+    samples = batch(size=512)
+    conditions = module.conditions(samples, generator())
+    known = conditions.known.bool()
+    assert known.float().mean() == pytest.approx(0.3, abs=0.07)
+    assert module.conditions(samples, None).known is None  # validation is that of all rows
+    data = samples["frames"]
+    module.denoiser.forward = lambda x_t, timesteps, given: torch.stack(
+        [data[:, 0] + known[:, None, None], data[:, 1]], 1
+    )
+    loss, x_t = module.objective(data, conditions, generator(1))
+    assert loss == 0  # a first frame that is given may be predicted as anything
+    assert torch.equal(x_t[known, 0], data[known, 0])
+    assert not (x_t[~known, 0] == data[~known, 0]).all(-1).all(-1).any()
+    assert not (x_t[:, 1] == data[:, 1]).all(-1).all(-1).any()
+    module.denoiser.forward = lambda x_t, timesteps, given: data + 1
+    assert module.objective(data, conditions, generator(1))[0] == pytest.approx(1)
+
+
+def test_the_network_sees_whether_the_first_frame_is_known(tiny):
+    from dataclasses import replace
+
+    tiny.train.clean_frame = 0.3
+    module = TraceModule(tiny, 64, num_steps=4)
+    samples = batch()
+    unknown = module.conditions(samples, None)
+    frames, timesteps = samples["frames"], torch.full((8,), 500)
+    told = [
+        module.denoiser(frames, timesteps, replace(unknown, known=flag)) for flag in (torch.zeros(8), torch.ones(8))
+    ]
+    assert torch.equal(told[0], module.denoiser(frames, timesteps, unknown))
+    assert (told[0] - told[1]).abs().max() > 1e-3
+
+
+def test_noise_of_a_pair_correlates_to_an_extent_drawn_for_each(tiny):
+    tiny.train.noise_correlation = 0.8
+    module = TraceModule(tiny, 64, num_steps=4)
+    noise = module._noise(torch.zeros(400, 2, 32, 32), generator())
+    assert noise.std(dim=(0, 2, 3)).tolist() == pytest.approx([1, 1], abs=0.01)
+    extents = (noise[:, 0] * noise[:, 1]).mean(dim=(1, 2))
+    assert extents.mean() == pytest.approx(0.4, abs=0.03)  # uniform from 0 to 0.8
+    assert extents.std() == pytest.approx(0.8 / 12**0.5, abs=0.03)
+
+
 def test_learning_rate_rises_then_falls_to_its_minimum(tiny):
     tiny.train.lr, tiny.train.min_lr, tiny.train.warmup_steps = 1e-3, 1e-5, 10
     configured = TraceModule(tiny, 64, num_steps=100).configure_optimizers()

@@ -131,12 +131,34 @@ def test_weights_of_another_network_are_refused(prepared, trained):
         load_generator(other, trained)
 
 
-@pytest.mark.parametrize("sampler", ["overlap", "independent"])
+@pytest.mark.parametrize("sampler", ["overlap", "independent", "brickwork"])
 def test_volumes_do_not_depend_on_the_batch(prepared, trained, sampler):
     for alone, together in zip(
         volumes(prepared, trained, 1, sampler=sampler), volumes(prepared, trained, 4, sampler=sampler), strict=True
     ):
         assert np.abs(alone - together).max() < 0.01  # HU
+
+
+def test_brickwork_volumes_do_not_depend_on_the_tile_batch(prepared, trained):
+    keys = {"sampler": "brickwork", "noise_correlation": 0.5, "solver": "dpmpp_2m"}
+    for few, many in zip(
+        volumes(prepared, trained, 4, tile_batch=3, **keys),
+        volumes(prepared, trained, 2, tile_batch=16, **keys),
+        strict=True,
+    ):
+        assert np.abs(few - many).max() < 0.01  # HU, that is 1e-5 of the window's half
+
+
+def test_sequential_sampling_needs_the_weights_of_its_own_training(prepared, trained, tmp_path):
+    known = replace(prepared, train=replace(prepared.train, clean_frame=0.5, noise_correlation=0.5, max_steps=2))
+    known = replace(known, model=replace(known.model, mask_encoding="one_hot"))
+    with pytest.raises(UserError, match="another experiment"):
+        load_generator(known, trained)
+    train(known, tmp_path, silent)
+    keys = {"sampler": "sequential_clean", "warm_start": 0.6, "segments": 2}
+    alone, together = volumes(known, tmp_path, 1, **keys), volumes(known, tmp_path, 4, **keys)
+    for a, b in zip(alone, together, strict=True):
+        assert np.abs(a - b).max() < 0.01  # HU
 
 
 def test_the_same_seed_gives_the_same_volume_and_another_seed_another(prepared, trained):

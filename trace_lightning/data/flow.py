@@ -62,12 +62,12 @@ def mask_flow(classes_i: np.ndarray, classes_j: np.ndarray, num_classes: int, st
     return to_shares(dis_flow(levels[classes_i], levels[classes_j]), stride)
 
 
-def volume_mask_flow(classes: np.ndarray, num_classes: int, stride: int) -> np.ndarray:
-    """Return `mask_flow` from each slice of a (D, H, W) class map to the next: (D - 1, 2, H/stride, W/stride)."""
+def volume_mask_flow(classes: np.ndarray, num_classes: int, stride: int, skip: int = 1) -> np.ndarray:
+    """Return `mask_flow` from each slice of a (D, H, W) class map to that `skip` above: (D - skip, 2, h, w)."""
     depth, height, width = classes.shape
-    flows = np.zeros((depth - 1, 2, height // stride, width // stride), np.float32)
-    for i in range(depth - 1):
-        flows[i] = mask_flow(classes[i], classes[i + 1], num_classes, stride)
+    flows = np.zeros((max(depth - skip, 0), 2, height // stride, width // stride), np.float32)
+    for i in range(depth - skip):
+        flows[i] = mask_flow(classes[i], classes[i + skip], num_classes, stride)
     return flows
 
 

@@ -6,7 +6,7 @@ Letters: B batch, F frames of a sample (2 for a pair), H W image, T tokens, C ch
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,18 @@ class Conditions:
         masks: (B, M, H, W) encoded masks or guidance maps.
         text: (B, T, C) token embeddings.
         flow: (B, 2, h, w) optical flow from the first frame to the second, as a fraction of the image size.
+        known: (B,) 1 where the first frame is given clean, 0 where it is noise as the second; None is 0.
     """
 
     positions: Tensor
     masks: Tensor | None = None
     text: Tensor | None = None
     flow: Tensor | None = None
+    known: Tensor | None = None
 
     def without_text(self) -> Conditions:
         """Return the same conditions with empty text, for classifier-free guidance."""
-        return Conditions(self.positions, self.masks, torch.zeros_like(self.text), self.flow)
+        return replace(self, text=torch.zeros_like(self.text))
 
 
 @dataclass
@@ -80,6 +82,16 @@ class TextConditioner(nn.Module):
         inputs.encoder_hidden_states = self.adapter(conditions.text)  # (B, T, width)
 
 
+class KnownFrameConditioner(nn.Module):
+    """A channel that says whether the first frame is given clean: 1 where it is, 0 where it is not."""
+
+    def forward(self, conditions: Conditions, inputs: UNetInputs) -> None:
+        """Append the channel, (B, 1, H, W)."""
+        frames = inputs.channels[0]
+        channel = torch.zeros_like(frames[:, :1])  # (B, 1, H, W)
+        inputs.channels.append(channel if conditions.known is None else channel + conditions.known[:, None, None, None])
+
+
 class EmptyContext(nn.Module):
     """A learned token in the text's place, so that rows without text keep the same network."""
 
@@ -118,8 +130,10 @@ class FlowConditioner(nn.Module):
         inputs.mid_block_residual = self.out(self.adapter(flow_pixels))  # (B, C, h, w)
 
 
-def build_conditioners(model: ModelConfig, image_size: int, flow_size: int, text_dim: int) -> list[nn.Module]:
-    """Return the conditioners of a row: position always; masks and text with DAG; flow where it is on."""
+def build_conditioners(
+    model: ModelConfig, image_size: int, flow_size: int, text_dim: int, known_frame: bool
+) -> list[nn.Module]:
+    """Return the conditioners of a row: position always; masks and text with DAG; flow and known frames where on."""
     conditioners: list[nn.Module] = [PositionConditioner(model)]
     if model.anatomical_guidance:
         conditioners += [MaskConditioner(), TextConditioner(model, text_dim)]
@@ -127,4 +141,6 @@ def build_conditioners(model: ModelConfig, image_size: int, flow_size: int, text
         conditioners += [EmptyContext(model)]
     if model.flow:
         conditioners += [FlowConditioner(model, image_size, flow_size)]
+    if known_frame:
+        conditioners += [KnownFrameConditioner()]
     return conditioners

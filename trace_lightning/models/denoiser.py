@@ -52,15 +52,17 @@ class Denoiser(nn.Module):
         image_size: H = W of a frame.
         flow_size: h = w of the flow.
         text_dim: width of the text tower's tokens.
+        known_frame: whether it can be told that the first frame of a pair is clean.
     """
 
-    def __init__(self, model: ModelConfig, image_size: int, flow_size: int, text_dim: int):
+    def __init__(self, model: ModelConfig, image_size: int, flow_size: int, text_dim: int, known_frame: bool = False):
         super().__init__()
         self.num_frames = num_frames(model)
         self.unshuffle = model.unshuffle
         masks = num_mask_channels(self.num_frames, model.num_mask_classes, model.mask_encoding)
         channels = self.num_frames + (masks if model.anatomical_guidance else 0)  # 2c + 2 with PFM and DAG
-        self.conditioners = nn.ModuleList(build_conditioners(model, image_size, flow_size, text_dim))
+        channels += known_frame
+        self.conditioners = nn.ModuleList(build_conditioners(model, image_size, flow_size, text_dim, known_frame))
         self.unet = build_unet(
             model, image_size // self.unshuffle, channels * self.unshuffle**2, self.num_frames * self.unshuffle**2
         )

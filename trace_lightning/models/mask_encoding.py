@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 LOWEST_SEPARATED, HIGHEST_SEPARATED = 0.6, 0.8
 
@@ -42,6 +41,6 @@ def encode_masks(classes: Tensor, num_classes: int, encoding: str) -> Tensor:
         (B, F, H, W) float32 values in [0, 1]; for `one_hot` (B, F * num_classes, H, W).
     """
     if encoding == "one_hot":
-        one_hot = functional.one_hot(classes.long(), num_classes)  # (B, F, H, W, K)
-        return one_hot.permute(0, 1, 4, 2, 3).flatten(1, 2).float()  # (B, F * K, H, W)
+        ids = torch.arange(num_classes, device=classes.device)[:, None, None]
+        return (classes[:, :, None] == ids).flatten(1, 2).float()  # (B, F * K, H, W)
     return class_values(num_classes, encoding).to(classes.device)[classes.long()]  # (B, F, H, W)

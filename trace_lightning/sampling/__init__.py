@@ -1,1 +1,1 @@
-"""From a trained pair model to a volume: Algorithm 1 and the unlinked pairs that it is compared with."""
+"""From a trained pair model to a volume: Algorithm 1, the unlinked pairs it is compared with, and faster ways."""

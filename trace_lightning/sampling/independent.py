@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from trace_lightning.config import SampleConfig
-from trace_lightning.sampling.ddim import DDIM, InitialNoise
+from trace_lightning.sampling.noise import InitialNoise
+from trace_lightning.sampling.solver import Solver
 from trace_lightning.sampling.volume import VolumeConditions, batch_conditions
 
 
 def sample_independent(
-    ddim: DDIM,
+    solver: Solver,
     volumes: Sequence[VolumeConditions],
     noises: Sequence[InitialNoise],
     settings: SampleConfig,
@@ -26,7 +27,7 @@ def sample_independent(
     """Sample volumes from unlinked samples: the traditional inference that OFG is compared with (Sec. 4.5).
 
     Args:
-        ddim: a run of the reverse process.
+        solver: the reverse process.
         volumes: conditions, any numbers of slices.
         noises: of each volume.
         settings: `volumes_abreast` samples go through the network together.
@@ -43,10 +44,10 @@ def sample_independent(
     ]
     for at in range(0, len(starts), settings.volumes_abreast):
         batch = starts[at : at + settings.volumes_abreast]
-        conditions = batch_conditions([(volumes[v], start) for v, start in batch], num_frames)
+        conditions = batch_conditions([(volumes[v], volumes[v].frames(start, num_frames)) for v, start in batch])
         noise = torch.stack([noises[v].next() for v, _ in batch]).to(conditions.positions.device)
         finished = 0
-        for (v, start), frames in zip(batch, ddim.run(noise, conditions), strict=True):
+        for (v, start), frames in zip(batch, solver.run(noise, conditions), strict=True):
             for index, frame in zip(volumes[v].frames(start, num_frames), frames, strict=True):
                 finished += index not in slices[v]
                 slices[v][index] = frame
@@ -62,7 +63,14 @@ def sample_starts(num_slices: int, num_frames: int, stride: int) -> list[int]:
     return starts
 
 
-def evaluations_per_slice(ddim: DDIM, settings: SampleConfig, num_slices: int, num_frames: int) -> float:
+def evaluations_per_slice(solver: Solver, settings: SampleConfig, num_slices: int, num_frames: int) -> float:
     """Return network evaluations per finished slice, a pair counted once."""
     stride = min(settings.pair_stride, num_frames)
-    return ddim.evaluations * len(sample_starts(num_slices, num_frames, stride)) / num_slices
+    return solver.evaluations * len(sample_starts(num_slices, num_frames, stride)) / num_slices
+
+
+def network_calls(solver: Solver, settings: SampleConfig, lengths: Sequence[int], num_frames: int) -> int:
+    """Return how many times the network is called, one call after the other, for volumes sampled together."""
+    stride = min(settings.pair_stride, num_frames)
+    samples = sum(len(sample_starts(n, num_frames, stride)) for n in lengths)
+    return solver.evaluations * -(-samples // settings.volumes_abreast)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from trace_lightning.config import SampleConfig
-from trace_lightning.sampling.ddim import DDIM, InitialNoise
 from trace_lightning.sampling.guidance_map import guidance_map
-from trace_lightning.sampling.volume import VolumeConditions, batch_conditions
+from trace_lightning.sampling.noise import InitialNoise
+from trace_lightning.sampling.solver import Solver
+from trace_lightning.sampling.volume import VolumeConditions, batch_conditions, batch_masks
 
 
 def sample_overlap(
-    ddim: DDIM,
+    solver: Solver,
     volumes: Sequence[VolumeConditions],
     noises: Sequence[InitialNoise],
     settings: SampleConfig,
@@ -25,7 +26,7 @@ def sample_overlap(
     Frames count from 0 to N - 1. `volumes_abreast` volumes go through each step together; a shorter one leaves early.
 
     Args:
-        ddim: a run of the reverse process over pairs.
+        solver: the reverse process over pairs.
         volumes: conditions with masks (one channel a frame), any numbers of slices.
         noises: of each volume.
         settings: gamma, smoothing, `line9_frame`, `volumes_abreast`.
@@ -37,12 +38,12 @@ def sample_overlap(
     done: list[Tensor] = []
     for at in range(0, len(volumes), settings.volumes_abreast):
         group = slice(at, at + settings.volumes_abreast)
-        done += _sample_abreast(ddim, volumes[group], noises[group], settings, advance)
+        done += _sample_abreast(solver, volumes[group], noises[group], settings, advance)
     return done
 
 
 def _sample_abreast(
-    ddim: DDIM,
+    solver: Solver,
     volumes: Sequence[VolumeConditions],
     noises: Sequence[InitialNoise],
     settings: SampleConfig,
@@ -52,9 +53,9 @@ def _sample_abreast(
     line9_offset = 1 if settings.line9_frame == "n+1" else 0
 
     def run(active: list[int], n: int, masks: Tensor | None = None) -> Tensor:
-        conditions = batch_conditions([(volumes[v], n) for v in active], num_frames=2, masks=masks)
+        conditions = batch_conditions([(volumes[v], volumes[v].frames(n, 2)) for v in active], masks)
         noise = torch.stack([noises[v].next() for v in active]).to(conditions.positions.device)
-        return ddim.run(noise, conditions)  # (V, 2, H, W)
+        return solver.run(noise, conditions)  # (V, 2, H, W)
 
     def guide(masks: Tensor, images: Tensor) -> Tensor:
         return guidance_map(masks, (images + 1) / 2, settings.gamma, settings.smoothing_sigma)  # (V, 1, H, W)
@@ -66,8 +67,8 @@ def _sample_abreast(
 
     for n in range(1, max(volume.num_slices for volume in volumes) - 1):  # line 5
         active = [v for v in everyone if n < volumes[v].num_slices - 1]
-        mask_n = torch.stack([volumes[v].masks[n] for v in active])  # (V, 1, H, W)
-        mask_next = torch.stack([volumes[v].masks[n + 1] for v in active])
+        masks = batch_masks([(volumes[v], (n, n + 1)) for v in active])  # (V, 2, H, W)
+        mask_n, mask_next = masks[:, :1], masks[:, 1:]
         frame_n = torch.stack([frames[v][n] for v in active])[:, None]
         guide_n = guide(mask_n, frame_n)  # line 6
         draft = run(active, n, torch.cat([guide_n, mask_next], dim=1))  # lines 7-8
@@ -80,6 +81,12 @@ def _sample_abreast(
     return [torch.stack(of_volume) for of_volume in frames]
 
 
-def evaluations_per_slice(ddim: DDIM, settings: SampleConfig, num_slices: int, num_frames: int = 2) -> float:
+def evaluations_per_slice(solver: Solver, settings: SampleConfig, num_slices: int, num_frames: int = 2) -> float:
     """Return network evaluations per finished slice: 2N - 3 runs for N > 1 slices, a pair counted once."""
-    return ddim.evaluations * max(2 * num_slices - 3, 1) / num_slices
+    return solver.evaluations * max(2 * num_slices - 3, 1) / num_slices
+
+
+def network_calls(solver: Solver, settings: SampleConfig, lengths: Sequence[int], num_frames: int = 2) -> int:
+    """Return how many times the network is called, one call after the other, for volumes sampled together."""
+    groups = [lengths[at : at + settings.volumes_abreast] for at in range(0, len(lengths), settings.volumes_abreast)]
+    return solver.evaluations * sum(max(2 * max(group) - 3, 1) for group in groups)

@@ -121,7 +121,7 @@ def load_vgg16(weights: str) -> nn.Module:
     """
     from torchvision.models import VGG16_Weights, vgg16
 
-    advice = "give tokenizer.perceptual_weights=FILE (a state dict in torchvision's names), or tokenizer.perceptual=off"
+    advice = "set tokenizer.perceptual=false, or perceptual_weights=FILE (a state dict in torchvision's names)"
     try:
         if weights == "hub":
             return vgg16(weights=VGG16_Weights.IMAGENET1K_V1)

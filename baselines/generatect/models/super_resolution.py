@@ -141,7 +141,7 @@ class PixelShuffleUpsample(nn.Module):
 
 
 class SuperResolutionUNet(Conditioning):
-    """Predicts the velocity of a noisy slice, given a coarse one of the same size and the report.
+    """Predicts the velocity of a noisy slice (or the slice), given a coarse one of the same size and the report.
 
     Args:
         config: sizes.
@@ -151,9 +151,11 @@ class SuperResolutionUNet(Conditioning):
     def __init__(self, config: SuperResolutionConfig, text_dim: int):
         width, heads, head_dim = config.width, config.heads, config.head_dim
         super().__init__(width, text_dim, heads, head_dim)
-        time_dim = self.time_dim
+        self.config, time_dim = config, self.time_dim
         widths = [width, *(width * factor for factor in config.width_factors)]
-        levels = list(zip(widths[:-1], widths[1:], config.cross_attention, strict=True))
+        last = len(config.width_factors) - 1
+        attends = [config.cross_attention_everywhere or level == last for level in range(last + 1)]
+        levels = list(zip(widths[:-1], widths[1:], attends, strict=True))
 
         def attention(channels: int, wanted: bool = True) -> CrossAttention | None:
             return CrossAttention(channels, width, heads, head_dim) if wanted else None
@@ -203,7 +205,7 @@ class SuperResolutionUNet(Conditioning):
         text_mask: Tensor,
         keep: Tensor,
     ) -> Tensor:
-        """Predict the velocity.
+        """Predict what `config.prediction` says.
 
         Args:
             noisy: (B, 1, h, w) noisy slice.

@@ -16,9 +16,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> GenerateCTExperiment:
     """Two patients at 32 x 32, a few steps a phase, a checkpoint after each 3; prepared."""
     experiment = small_experiment(tmp_path_factory.mktemp("cache"), patients=2, size=32, spacing_z_mm=24.0)
     config = experiment.generatect
-    config.tokenizer.dim, config.tokenizer.codebook_size, config.tokenizer.window = 16, 32, 5
-    config.tokenizer.discriminator_dim, config.tokenizer.discriminator_lr = 2, 1e-3
-    config.transformer.dim, config.transformer.depth = 16, 1
+    config.tokenizer.dim, config.tokenizer.codebook_size, config.num_slices = 16, 32, 5
+    config.tokenizer.adversarial, config.tokenizer.discriminator_dim, config.tokenizer.head_dim = True, 2, 16
+    config.tokenizer.discriminator_lr = 1e-3
+    config.transformer.dim, config.transformer.depth, config.transformer.max_tokens = 16, 1, 2048
     config.super_resolution.width = 8
     config.sample.token_steps, config.sample.slice_steps = 3, 2
     schedule = {"lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 2, "checkpoint_every_steps": 3, "log_every_steps": 1}

@@ -5,9 +5,9 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
-from baselines.generatect.config import GenerateCTConfig, GenerateCTExperiment, coarse_size, fixed, validate_generatect
+from baselines.generatect.config import GenerateCTConfig, GenerateCTExperiment, coarse_size, validate_generatect
 from baselines.generatect.text import embed_prompts, read, text_dim
-from trace_lightning.config import validate
+from experiments.load import leaves, load, profiles
 from trace_lightning.errors import UserError
 
 
@@ -17,31 +17,42 @@ def experiment(config: GenerateCTConfig | None = None) -> GenerateCTExperiment:
     return made
 
 
-@pytest.mark.parametrize("preset", [GenerateCTConfig, fixed])
-def test_both_presets_are_valid(preset):
-    made = experiment(preset())
-    validate(made)
-    validate_generatect(made)
-    assert coarse_size(made) == 128
+def test_as_published_nothing_is_set():
+    size = ["data.size=512", "generatect.super_resolution.factor=4"]
+    made = load("generatect_as_published", "ct_rate", ["data.root=/ct", *size])
+    assert made.experiment.generatect == GenerateCTConfig()
+    assert coarse_size(made.experiment) == 128
 
 
-def test_the_presets_differ_in_what_the_fixed_one_mends():
-    published, mended = GenerateCTConfig(), fixed()
-    assert (published.num_slices, mended.num_slices) == (201, None)
-    assert (published.transformer.train.text_dropout, mended.transformer.train.text_dropout) == (0.0, 0.1)
-    assert published.transformer.dim == mended.transformer.dim
-    assert published.sample.token_guidance_scale == mended.sample.token_guidance_scale == 5.0
+@pytest.mark.parametrize("profile", profiles())
+def test_the_presets_differ_in_the_defects_alone_at_every_scale(profile):
+    """Which they are is said by the mended preset's own file; the scale is the profile's and the same for both."""
+    root = ["data.root=/ct"] if "ct_rate" in profile else []
+    names = ("generatect_as_published", "generatect")
+    published, mended = (leaves(load(name, profile, root).experiment) for name in names)
+    differing = {key for key in mended if mended[key] != published[key]}
+    assert differing - {"name", "title"} == {
+        "generatect.squeeze",
+        "generatect.tokenizer.mixed_axes",
+        "generatect.tokenizer.causal_time",
+        "generatect.tokenizer.revive_below",
+        "generatect.tokenizer.perceptual_learns",
+        "generatect.transformer.max_tokens",
+        "generatect.transformer.train.text_dropout",
+        "generatect.super_resolution.cross_attention_everywhere",
+        "generatect.sample.slice_noise",
+    }
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("num_slices", 200, r"generatect.num_slices=200 is not 1 \+ k x"),
-        ("tokenizer.window", 16, r"generatect.tokenizer.window=16 is not 1 \+ k x"),
         ("tokenizer.patch", 12, "data.size=512 is not divisible by factor x patch = 48"),
         ("tokenizer.codebook_size", 0, "generatect.tokenizer.codebook_size=0 is below 1"),
         ("transformer.max_tokens", 6463, "max_tokens=6463 is below the 6464 tokens"),
-        ("super_resolution.cross_attention", [True], "cross_attention names yes or no for each of width_factors"),
+        ("super_resolution.width_factors", [], "width_factors names a level"),
+        ("super_resolution.coarse_noise_max", 0.05, "no more noise than in training"),
         ("super_resolution.width", 12, "width=12 is not divisible by 8"),
         ("transformer.train.text_dropout", 1.5, r"text_dropout is a share in \[0, 1\]"),
         ("tokenizer.train.min_lr", 1.0, "0 < min_lr <= lr"),
@@ -61,11 +72,12 @@ def test_impossible_values_are_refused_by_name(key, value, message):
 
 
 def test_volumes_of_different_lengths_cannot_share_a_batch():
-    for phase in ("tokenizer", "transformer"):
-        made = experiment(fixed())
-        getattr(made.generatect, phase).train.batch_size = 2
-        with pytest.raises(UserError, match=rf"{phase}.train.batch_size > 1 needs"):
-            validate_generatect(made)
+    made = experiment()
+    made.generatect.transformer.train.batch_size = 2
+    validate_generatect(made)
+    made.generatect.squeeze = False
+    with pytest.raises(UserError, match=r"transformer.train.batch_size > 1 needs .* squeeze=false"):
+        validate_generatect(made)
 
 
 def test_t5_is_read_from_a_folder(tmp_path):

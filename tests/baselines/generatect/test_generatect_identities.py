@@ -253,7 +253,7 @@ def test_losses_of_the_discriminator_by_hand():
 @given(st.integers(2, 60))
 @settings(max_examples=30, deadline=None)
 def test_own_slices_are_padded_to_the_tokenizers_length_by_the_last(depth):
-    positions = slice_positions(depth, GenerateCTConfig(num_slices=None))
+    positions = slice_positions(depth, GenerateCTConfig(squeeze=False))
     assert len(positions) in (depth, depth + 1)
     assert len(positions) % 2 == 1
     assert np.array_equal(positions[:depth], np.arange(depth))

@@ -157,7 +157,7 @@ def test_other_lengths_are_made_by_the_same_weights(tiny, trained):
 def test_as_published_every_scan_is_squeezed_into_as_many_slices(tiny, tmp_path):
     experiment = deepcopy(tiny)
     config = experiment.generatect
-    config.num_slices, config.tokenizer.mixed_axes, config.tokenizer.causal_time = 7, True, False
+    config.squeeze, config.num_slices, config.tokenizer.mixed_axes, config.tokenizer.causal_time = True, 7, True, False
     config.tokenizer.adversarial = False
     for phase in PHASES:
         getattr(config, phase).train.max_steps = 2
@@ -226,9 +226,10 @@ def test_the_perceptual_loss_is_frozen_or_learns_along_as_published(tiny, monkey
 
     monkeypatch.setattr("baselines.generatect.models.discriminator.load_vgg16", small_vgg)
     frames = torch.rand(2, 1, 5, 16, 16)
-    for policy, learns in (("trained", True), ("frozen", False)):
+    for learns in (True, False):
         experiment = deepcopy(of_phase(tiny, "tokenizer"))
-        experiment.generatect.tokenizer.perceptual = policy
+        config = experiment.generatect.tokenizer
+        config.perceptual, config.perceptual_learns = True, learns
         module = TokenizerModule(experiment, 64, num_steps=4)
         judged = module.configure_optimizers()[0][0].param_groups[0]["params"]
         own = {id(parameter) for parameter in module.features.parameters()}
@@ -244,7 +245,7 @@ def test_the_perceptual_loss_is_frozen_or_learns_along_as_published(tiny, monkey
 
 def test_missing_perceptual_weights_are_an_error(tiny):
     experiment = deepcopy(of_phase(tiny, "tokenizer"))
-    experiment.generatect.tokenizer.perceptual = "frozen"
+    experiment.generatect.tokenizer.perceptual = True
     experiment.generatect.tokenizer.perceptual_weights = "no_such_file.pth"
-    with pytest.raises(UserError, match=r"perceptual_weights=no_such_file.pth.*perceptual=off"):
+    with pytest.raises(UserError, match=r"perceptual_weights=no_such_file.pth.*perceptual=false"):
         TokenizerModule(experiment, 64, num_steps=4)

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from trace_lightning.config import DiffusionConfig, SampleConfig
 from trace_lightning.sampling import independent, overlap
-from trace_lightning.sampling.ddim import DDIM, InitialNoise
 from trace_lightning.sampling.guidance_map import guidance_map
 from trace_lightning.sampling.independent import sample_independent, sample_starts
+from trace_lightning.sampling.noise import InitialNoise
 from trace_lightning.sampling.overlap import sample_overlap
-from trace_lightning.sampling.volume import VolumeConditions
+from trace_lightning.sampling.solver import Solver
+from trace_lightning.sampling.volume import VolumeConditions, batch_masks
 
 SIZE = 4
 DIFFUSION = DiffusionConfig(prediction_type="sample", beta_schedule="squaredcos_cap_v2")
@@ -20,8 +21,10 @@ CPU = torch.device("cpu")
 
 
 def volume(num_slices: int) -> VolumeConditions:
-    masks = torch.linspace(0.1, 0.9, num_slices)[:, None, None, None].expand(-1, 1, SIZE, SIZE)
-    return VolumeConditions(num_slices, CPU, masks, torch.zeros(2, 3), torch.zeros(num_slices - 1, 2, 1, 1))
+    """Every slice has a class of its own, and so a mask value of its own."""
+    classes = torch.arange(1, num_slices + 1)[:, None, None].expand(-1, SIZE, SIZE)
+    flow = {k: torch.zeros(num_slices - k, 2, 1, 1) for k in range(1, num_slices)}
+    return VolumeConditions(num_slices, CPU, classes, 50, "scaled", torch.zeros(2, 3), flow)
 
 
 class Recorder:
@@ -41,8 +44,8 @@ def noises(count: int, policy: str = "fresh", frames: int = 2) -> list[InitialNo
 
 def run_overlap(lengths, sample=SAMPLE, policy="fresh"):
     recorder = Recorder()
-    ddim = DDIM(recorder, DIFFUSION, sample)
-    sampled = sample_overlap(ddim, [volume(n) for n in lengths], noises(len(lengths), policy), sample, lambda n: None)
+    solver = Solver(recorder, DIFFUSION, sample)
+    sampled = sample_overlap(solver, [volume(n) for n in lengths], noises(len(lengths), policy), sample, lambda n: None)
     return sampled, recorder
 
 
@@ -50,19 +53,19 @@ def test_overlap_is_algorithm_1_line_by_line():
     """Against a transcription of Algorithm 1 for one volume, written without any of the sampler's parts."""
     sampled, recorder = run_overlap([5])
     runs = recorder.calls[:: SAMPLE.num_inference_steps]  # the first step of each DDIM run holds its conditions
-    masks = volume(5).masks[:, 0]
+    masks = batch_masks([(volume(5), (0, 1, 2, 3, 4))])[0]
 
     def guide(mask, frame):
         return guidance_map(mask[None, None], (frame[None, None] + 1) / 2, SAMPLE.gamma, SAMPLE.smoothing_sigma)[0, 0]
 
-    ddim = DDIM(Recorder(), DIFFUSION, SAMPLE)
+    solver = Solver(Recorder(), DIFFUSION, SAMPLE)
     noise = noises(1)[0]
 
     def expect(call, pair_masks, n):
         conditions = call[2]
         torch.testing.assert_close(conditions.masks[0], torch.stack(pair_masks))
         torch.testing.assert_close(conditions.positions[0], torch.tensor([n / 4, (n + 1) / 4]))
-        return ddim.run(noise.next()[None], conditions)[0]
+        return solver.run(noise.next()[None], conditions)[0]
 
     frames = {}
     frames[0], frames[1] = expect(runs[0], [masks[0], masks[1]], 0)
@@ -79,8 +82,8 @@ def test_overlap_costs_two_runs_a_slice(num_slices):
     _, recorder = run_overlap([num_slices])
     steps = SAMPLE.num_inference_steps
     assert len(recorder.calls) == steps * (2 * num_slices - 3)
-    ddim = DDIM(recorder, DIFFUSION, SAMPLE)
-    assert overlap.evaluations_per_slice(ddim, SAMPLE, num_slices) * num_slices == pytest.approx(len(recorder.calls))
+    solver = Solver(recorder, DIFFUSION, SAMPLE)
+    assert overlap.evaluations_per_slice(solver, SAMPLE, num_slices) * num_slices == pytest.approx(len(recorder.calls))
 
 
 def test_line_9_can_take_either_frame():
@@ -92,7 +95,7 @@ def test_guided_text_doubles_the_evaluations():
     guided = replace(SAMPLE, guidance_scale=2.0)
     _, recorder = run_overlap([3], guided)
     assert len(recorder.calls) == 2 * SAMPLE.num_inference_steps * 3
-    assert DDIM(recorder, DIFFUSION, guided).evaluations == 2 * SAMPLE.num_inference_steps
+    assert Solver(recorder, DIFFUSION, guided).evaluations == 2 * SAMPLE.num_inference_steps
 
 
 @pytest.mark.parametrize("abreast", [1, 2, 3])
@@ -102,7 +105,7 @@ def test_a_volume_does_not_depend_on_its_neighbours(abreast):
     for index, length in enumerate([5, 2, 4]):
         recorder = Recorder()
         alone = sample_overlap(
-            DDIM(recorder, DIFFUSION, SAMPLE), [volume(length)], [noises(3)[index]], SAMPLE, lambda n: None
+            Solver(recorder, DIFFUSION, SAMPLE), [volume(length)], [noises(3)[index]], SAMPLE, lambda n: None
         )[0]
         torch.testing.assert_close(alone, together[index], atol=1e-6, rtol=0)
 
@@ -131,8 +134,8 @@ def test_independent_pairs_give_whole_volumes_whatever_the_batch(lengths, abreas
         recorder, counted = Recorder(), []
         settings_ = replace(SAMPLE, volumes_abreast=batch)
         volumes = [volume(n) for n in lengths]
-        ddim = DDIM(recorder, DIFFUSION, settings_)
-        return sample_independent(ddim, volumes, noises(len(lengths)), settings_, counted.append), counted
+        solver = Solver(recorder, DIFFUSION, settings_)
+        return sample_independent(solver, volumes, noises(len(lengths)), settings_, counted.append), counted
 
     sampled, counted = sample(abreast)
     reference, _ = sample(1)
@@ -143,30 +146,30 @@ def test_independent_pairs_give_whole_volumes_whatever_the_batch(lengths, abreas
 
 
 def test_independent_costs_half_a_run_a_slice():
-    ddim = DDIM(Recorder(), DIFFUSION, SAMPLE)
-    assert independent.evaluations_per_slice(ddim, SAMPLE, 10, 2) == 1.5
-    assert independent.evaluations_per_slice(ddim, SAMPLE, 10, 1) == 3
-    assert independent.evaluations_per_slice(ddim, SAMPLE, 11, 2) == pytest.approx(3 * 6 / 11)
+    solver = Solver(Recorder(), DIFFUSION, SAMPLE)
+    assert independent.evaluations_per_slice(solver, SAMPLE, 10, 2) == 1.5
+    assert independent.evaluations_per_slice(solver, SAMPLE, 10, 1) == 3
+    assert independent.evaluations_per_slice(solver, SAMPLE, 11, 2) == pytest.approx(3 * 6 / 11)
 
 
 def test_a_pair_at_every_slice_keeps_the_first_frames():
     settings_ = replace(SAMPLE, pair_stride=1)
     recorder = Recorder()
-    ddim = DDIM(recorder, DIFFUSION, settings_)
-    (sampled,) = sample_independent(ddim, [volume(5)], noises(1, "shared"), settings_, lambda n: None)
+    solver = Solver(recorder, DIFFUSION, settings_)
+    (sampled,) = sample_independent(solver, [volume(5)], noises(1, "shared"), settings_, lambda n: None)
     noise = noises(1, "shared")[0].next()[None]
-    pairs = [ddim.run(noise, call[2])[0] for call in recorder.calls[:: SAMPLE.num_inference_steps]]
+    pairs = [solver.run(noise, call[2])[0] for call in recorder.calls[:: SAMPLE.num_inference_steps]]
     assert len(pairs) == 4
-    assert independent.evaluations_per_slice(ddim, settings_, 5, 2) == pytest.approx(3 * 4 / 5)
+    assert independent.evaluations_per_slice(solver, settings_, 5, 2) == pytest.approx(3 * 4 / 5)
     torch.testing.assert_close(sampled, torch.stack([pair[0] for pair in pairs] + [pairs[-1][1]]))
 
 
-def test_ddim_recovers_data_from_a_perfect_predictor():
+def test_solvers_recover_data_from_a_perfect_predictor():
     data = torch.rand(2, 2, SIZE, SIZE) * 2 - 1
 
     class Perfect(Recorder):
         def __call__(self, x_t, timesteps, conditions):
             return data
 
-    out = DDIM(Perfect(), DIFFUSION, SAMPLE).run(torch.randn(2, 2, SIZE, SIZE), None)
+    out = Solver(Perfect(), DIFFUSION, SAMPLE).run(torch.randn(2, 2, SIZE, SIZE), None)
     torch.testing.assert_close(out, data, atol=1e-4, rtol=0)

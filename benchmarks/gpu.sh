@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# All that is asked of a GPU, on a bare CUDA machine, within 25 minutes. Results: JSON files named after the device.
+#   benchmarks/gpu.sh [OUT]                 OUT: folder of the results (benchmarks/results)
+#   SIZE=small benchmarks/gpu.sh [OUT]      the same steps with tiny settings, on a CPU, in minutes: does the script work?
+#   PYTHON=python3 ...                      an environment that has the project's packages (.venv/bin/python)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-benchmarks/results}
+python=${PYTHON:-.venv/bin/python}
+size=${SIZE:-paper}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+here=("run.runs_dir=$work/runs" "run.cache_dir=$work/cache")
+device=$($python -c 'import torch; print((torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu").replace(" ", "_"))')
+mkdir -p "$out"
+
+if [ "$size" = small ]; then
+  speed=(--profile smoke --volumes 1 --slices 8 --repeats 1 train.max_steps=2 sample.num_inference_steps=2)
+  fast=(sample.precision=bfloat16 sample.channels_last=true)
+  fit=(--profile smoke --steps 9 train.channels_last=true)
+  train=(--profile smoke --repeats 1 train.max_steps=4 sample.num_inference_steps=2)
+  memory=(--size 32 --slices 16 --profile smoke)
+else
+  speed=(--profile gpu_256 --volumes 1 --repeats 3)
+  fast=(sample.precision=bfloat16 sample.channels_last=true sample.compile=reduce-overhead)
+  fit=(--profile gpu_256 --steps 90 train.channels_last=true train.compile=default)
+  train=(--profile gpu_128 --repeats 3)
+  memory=(--size 256 --slices 300 --profile gpu_256 --limit-gb 6)
+fi
+
+step() { echo; echo "== $(date +%H:%M:%S) $1"; }
+step "samplers at the paper's size, float32, eager"
+$python -m experiments bench ours --speed-only "${speed[@]}" --out "$work/eager" "${here[@]}"
+step "samplers at the paper's size, 16 bits, compiled"
+$python -m experiments bench ours --speed-only "${speed[@]}" "${fast[@]}" --out "$work/fast" "${here[@]}"
+step "memory of brickwork under a cap"
+$python -m benchmarks.sampling_memory "${memory[@]}" --out "$work/memory.json" "${here[@]}"
+step "training steps a second"
+$python -m benchmarks.fit ours "${fit[@]}" --out "$work/fit.json" "${here[@]}"
+step "a model trained at 128 x 128, its samplers timed and scored"
+$python -m experiments bench ours "${train[@]}" --out "$work/trained" "${here[@]}"
+
+cp "$work/eager/bench.json" "$out/$device.bench_float32.json"
+cp "$work/fast/bench.json" "$out/$device.bench_16bit_compiled.json"
+cp "$work/memory.json" "$out/$device.memory.json"
+cp "$work/fit.json" "$out/$device.fit.json"
+cp "$work/trained/bench.json" "$out/$device.bench_trained.json"
+cp "$work/trained/bench.md" "$out/$device.bench_trained.md"
+step "written to $out"
+ls -l "$out"

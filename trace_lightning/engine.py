@@ -1,0 +1,106 @@
+"""How the trained network is run: precision, memory layout, compilation, and how many samples at once fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from trace_lightning.config import SampleConfig
+from trace_lightning.errors import UserError
+from trace_lightning.models.conditioners import Conditions
+from trace_lightning.stopwatch import best_seconds
+
+Denoise = Callable[[Tensor, Tensor, Conditions], Tensor]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHARE_OF_FREE = 0.8  # of a device's free memory that batches may fill
+LARGEST_BATCH = 64  # beyond it nothing gets faster
+ON_CPU = 8
+MATRIX = {"cuda": 8192, "cpu": 1024}  # side of the products that a device's speed is measured on
+
+
+def tuned(denoiser: nn.Module, sample: SampleConfig, device: torch.device) -> Denoise:
+    """Return the network as `sample` wants it run; predictions are float32 and belong to the caller.
+
+    Args:
+        denoiser: the trained network, on its device, in evaluation mode.
+        sample: `precision`, `channels_last`, `compile`.
+        device: of the network.
+
+    Raises:
+        UserError: 16-bit floats on a device that has none.
+    """
+    dtype = DTYPES[sample.precision]
+    if dtype == torch.float16 and device.type == "cpu":
+        raise UserError("sample.precision=float16 is for GPUs; on a CPU use float32 or bfloat16")
+    network = denoiser.to(memory_format=torch.channels_last) if sample.channels_last else denoiser
+    if sample.compile != "off":
+        network = torch.compile(network, mode=sample.compile, dynamic=False)
+
+    def denoise(x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        if sample.channels_last:
+            x_t = x_t.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            prediction = network(x_t, timesteps, conditions)
+        return prediction.to(torch.float32, copy=True)  # a CUDA graph writes its next output to the same place
+
+    return denoise
+
+
+def fitting_batch(run: Callable[[int], object], device: torch.device, what: str) -> int:
+    """Return the largest power of two of samples, up to 64, that the device's free memory holds at once.
+
+    Args:
+        run: runs the network on a batch of so many samples.
+        device: a CPU takes 8, whatever its memory: larger batches are no faster there.
+        what: named in the message.
+
+    Raises:
+        UserError: not even one sample fits; with the numbers.
+    """
+    if device.type != "cuda":
+        return ON_CPU
+    one, two = (_peak_bytes(run, count, device, what) for count in (1, 2))
+    free = free_bytes(device)
+    each = max(two - one, 1)
+    fits = 1 + int((SHARE_OF_FREE * free - one) // each)
+    return max(1, 2 ** (min(fits, LARGEST_BATCH).bit_length() - 1)) if fits >= 1 else 1
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return what this process may still allocate on a CUDA device."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _peak_bytes(run: Callable[[int], object], count: int, device: torch.device, what: str) -> int:
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        run(count)
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(
+            f"{what}: {count} sample(s) at once do not fit: {free_bytes(device) / 1e9:.1f} GB of "
+            f"{torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB are free. Free the device, or set "
+            "sample.precision=bfloat16 or run.device=cpu"
+        ) from None
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def flops(run: Callable[[], object]) -> int:
+    """Return the floating-point operations of `run` (a multiplication with addition counts two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def matmul_flops_per_second(device: torch.device, precision: str) -> float:
+    """Return the speed of square matrix products, measured: the ceiling that a network is held against."""
+    side = MATRIX[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[precision]) for _ in range(2))
+    a @ b
+    return 2 * side**3 / best_seconds(lambda: a @ b, device, repeats=5)
