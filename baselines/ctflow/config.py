@@ -18,6 +18,9 @@ SIZES = {  # published networks: hidden_size, depth, heads
 }
 
 
+STAGES = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}  # evaluations of a step
+
+
 @dataclass
 class OptimizerConfig:
     """What every training of CTFlow has, named as TRACE's `train`."""
@@ -47,7 +50,7 @@ class TrainConfig(OptimizerConfig):
     decay_rate: float = 2.0
     text_dropout: float = 0.0  # as published, hence no guidance; 0.1 teaches the empty prompt
     start_share: float = 0.5  # StartBoost: share of samples that begin with the first clip
-    end_slices: int = 32  # white slices behind each volume (their number is not published)
+    end_clips: int = 2  # clips of white slices behind each volume (how many is not published)
     aligned_share: float = 0.0  # share of the other samples that begin at a multiple of the clip's length
     end_weight: float = 0.1  # of the end head's loss
 
@@ -129,7 +132,7 @@ class FlowSampleConfig:
 
     setting: Literal["full_body", "gt_head", "next_block"] = "full_body"
     solver: Literal["euler", "midpoint", "heun", "rk4"] = "euler"
-    num_inference_steps: int = 200
+    evaluations: int = 200  # of the network for a clip, which the solver divides into steps; guidance doubles them
     guidance_scale: float = 1.0
     overlap: int = 0  # slices by which clips overlap and are blended; as published it changes nothing, hence 0
     end: Literal["white", "head"] = "white"
@@ -221,7 +224,7 @@ def validate(experiment: CTFlowExperiment) -> None:
         need(0 < optimizer.min_lr <= optimizer.lr, f"0 < {name}.min_lr <= {name}.lr")
         need(0 <= optimizer.ema_decay < 1, f"{name}.ema_decay lies in [0, 1)")
         need(optimizer.warmup_steps >= 0, f"{name}.warmup_steps is not negative")
-    need(train.end_slices >= 1, "train.end_slices is at least 1: without white slices no volume ends")
+    need(train.end_clips >= 1, "train.end_clips is at least 1: without white slices no volume ends")
     for key in ("text_dropout", "start_share", "aligned_share"):
         need(0 <= getattr(train, key) <= 1, f"train.{key} is a share in [0, 1]")
     need(0 <= config.flow.sigma_min < 1, "flow.sigma_min lies in [0, 1)")
@@ -230,7 +233,13 @@ def validate(experiment: CTFlowExperiment) -> None:
         f"sample.solver={sample.solver} asks for the velocity at t = 0, where flow.prediction=data has none; "
         "euler and midpoint do not",
     )
-    need(sample.num_inference_steps >= 1 and sample.max_clips >= 1, "sample: at least one step and one clip")
+    stages = STAGES[sample.solver]
+    need(
+        sample.evaluations >= stages and sample.evaluations % stages == 0,
+        f"sample.evaluations={sample.evaluations} is not a multiple of the {stages} that a step of "
+        f"sample.solver={sample.solver} takes",
+    )
+    need(sample.max_clips >= 1, "sample.max_clips is at least 1")
     need(
         0 <= sample.overlap < model.clip_length and sample.overlap % model.patch_size[0] == 0,
         f"sample.overlap={sample.overlap} is a multiple of model.patch_size[0] below model.clip_length",

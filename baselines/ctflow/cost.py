@@ -35,7 +35,7 @@ def estimate(experiment: CTFlowExperiment, num_volumes: int, num_slices: int) ->
     own = config.autoencoder.source == "own"
     network = build_own(config.autoencoder.own).eval() if own else None
     autoencoder = (
-        SliceAutoencoder(network, config.autoencoder.image_range) if own else load_autoencoder(config.autoencoder)
+        SliceAutoencoder(network, config.autoencoder.image_range, config.autoencoder.own.unshuffle) if own else load_autoencoder(config.autoencoder)
     )
     autoencoder.to(device)
     latents_shape = (autoencoder.channels, size // autoencoder.factor, size // autoencoder.factor)
@@ -60,7 +60,7 @@ def estimate(experiment: CTFlowExperiment, num_volumes: int, num_slices: int) ->
         steps.append((measured, config.autoencoder.own, num_volumes * num_slices))
     if config.model.published is not None:
         steps = [(measured, train, 0) for measured, train, _ in steps]
-    sampler = ClipSampler(module.denoiser.eval(), config.sample, length)
+    sampler = ClipSampler(module.denoiser.eval(), config.sample, config.flow, length)
     with torch.inference_mode():
         times = torch.zeros(1, device=device)
         evaluation = best_seconds(lambda: module.denoiser(clips, times, conditions), device)

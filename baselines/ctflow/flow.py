@@ -76,25 +76,21 @@ SOLVERS: dict[str, tuple[tuple[float, tuple[float, ...]], ...]] = {
 }
 
 
-def evaluations(solver: str, num_steps: int) -> int:
-    """Return how often `solve` asks for the velocity."""
-    return (len(SOLVERS[solver]) - 1) * num_steps
-
-
-def solve(field: Velocity, noise: Tensor, solver: str, num_steps: int) -> Tensor:
+def solve(field: Velocity, noise: Tensor, solver: str, evaluations: int) -> Tensor:
     """Follow dz/dt = field(z, t) from t = 1 (noise) to t = 0 (data) in equal steps.
 
     Args:
         field: the velocity at (z, t).
         noise: z at t = 1.
         solver: a key of `SOLVERS`.
-        num_steps: steps; see `evaluations`.
+        evaluations: of the field, a multiple of what a step of the solver takes.
 
     Returns:
         z at t = 0.
     """
-    z, step = noise, -1 / num_steps
     *stages, (_, finish) = SOLVERS[solver]
+    num_steps = evaluations // len(stages)
+    z, step = noise, -1 / num_steps
     for n in range(num_steps):
         t, slopes = 1 + n * step, []
         for place, weights in stages:

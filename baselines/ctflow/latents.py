@@ -105,7 +105,7 @@ def geometry(start: int, grid: Grid) -> np.ndarray:
 class LatentClips(VolumeDataset):
     """A clip of latents and the clip before it, from a place that is drawn anew each time.
 
-    Before a volume lies a clip of air, behind it lie `train.end_slices` white slices. An item is a dict: `latents` and
+    Before a volume lies a clip of air, behind it lie `train.end_clips` clips of white slices. An item is a dict: `latents` and
     `previous` (c, T, h, w) float32; `ended` (T,) float32, 1 beyond the end; `geometry` (4,) float32; `text` (N, C)
     float32; `step_positions`; `case_id`.
 
@@ -147,7 +147,7 @@ class LatentClips(VolumeDataset):
     def start(self, draw: Draw, num_slices: int) -> int:
         """Draw where a clip begins: at 0 (StartBoost), at a multiple of the clip's length, or anywhere."""
         train, length = self.experiment.ctflow.train, self.experiment.ctflow.model.clip_length
-        last = max(num_slices + train.end_slices - length, 0)
+        last = num_slices + (train.end_clips - 1) * length
         rng = self.rng(draw)
         first, aligned = rng.random(2)
         if first < train.start_share:

@@ -67,8 +67,7 @@ class ClipSampler:
     @property
     def evaluations(self) -> int:
         """Network evaluations that a clip takes."""
-        count = flow.evaluations(self.sample.solver, self.sample.num_inference_steps)
-        return count * (1 if self.sample.guidance_scale == 1 else 2)
+        return self.sample.evaluations * (1 if self.sample.guidance_scale == 1 else 2)
 
     def run(self, noise: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
         """Return clips (B, c, T, h, w) from noise of that shape, and the end head's last word, probabilities (B, T)."""
@@ -83,7 +82,7 @@ class ClipSampler:
                 predicted = flow.guided(predicted, unguided, self.sample.guidance_scale)
             return flow.as_velocity(predicted, z, t, self.path)
 
-        clips = flow.solve(field, noise, self.sample.solver, self.sample.num_inference_steps)
+        clips = flow.solve(field, noise, self.sample.solver, self.sample.evaluations)
         return clips, None if logits is None else logits.sigmoid()
 
 

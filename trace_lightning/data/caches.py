@@ -22,6 +22,7 @@ class Kind(NamedTuple):
     unit: str
     pattern: str
     words: Callable[[dict[str, Any]], str]
+    made_from: str | None = None  # the identity's key for the folder of volumes whose runs read this, too
 
 
 KINDS = {
@@ -36,6 +37,12 @@ KINDS = {
         "volumes",
         "*/meta.json",
         lambda of: f"{of['root']}, {of['grid'][0]} pixels, masks {of['masks'][0]}, flow {of['flow'][0]}",
+    ),
+    "latents": Kind(
+        "volumes",
+        "*_*.npy",
+        lambda of: f"volumes {of['volumes']}, autoencoder {of['autoencoder']}",
+        made_from="volumes",
     ),
     "text": Kind("prompts", "*.safetensors", lambda of: f"{of['architecture']}, weights {of['pretrained']}"),
 }
@@ -63,7 +70,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """Return "phantom", "volumes" or "text"."""
+        """Return a key of `KINDS`."""
         return self.folder.parent.name
 
     @property
@@ -88,6 +95,7 @@ def find(cache_dir: Path, runs_dir: Path) -> tuple[list[Entry], list[Path]]:
                 continue
             files = [path.stat() for path in folder.rglob("*") if path.is_file()]
             lock = folder / LOCK
+            read_as = (name, folder.name) if kind.made_from is None else ("volumes", identity[kind.made_from])
             entries.append(
                 Entry(
                     folder,
@@ -95,7 +103,7 @@ def find(cache_dir: Path, runs_dir: Path) -> tuple[list[Entry], list[Path]]:
                     sum(1 for _ in folder.glob(kind.pattern)),
                     sum(file.st_size for file in files),
                     (lock if lock.exists() else folder).stat().st_mtime,
-                    tuple(used_by.get((name, folder.name), ())),
+                    tuple(used_by.get(read_as, ())),
                 )
             )
     return sorted(entries, key=lambda entry: -entry.last_used), unreadable

@@ -18,7 +18,7 @@ def view(num_slices: int, **train) -> LatentClips:
     made = LatentClips.__new__(LatentClips)
     made.experiment, made.stream = CTFlowExperiment(name="t"), 0
     made.experiment.ctflow.model.clip_length = T
-    for key, value in ({"end_slices": END} | train).items():
+    for key, value in ({"end_clips": END // T} | train).items():
         setattr(made.experiment.ctflow.train, key, value)
     made.black, made.white = np.full((1, 1, 1), -1.0), np.full((1, 1, 1), 99.0)
     return made
@@ -59,7 +59,7 @@ def test_a_draw_fixes_where_its_clip_begins():
 
 def test_a_volume_shorter_than_a_clip_has_clips_too():
     assert set(starts(2, start_share=0.0)) == set(range(2 + END - T + 1))
-    assert set(starts(1, start_share=0.0, end_slices=1)) == {0}
+    assert set(starts(1, start_share=0.0, end_clips=1)) == {0, 1}
 
 
 def test_geometry_is_in_millimetres_and_slices():

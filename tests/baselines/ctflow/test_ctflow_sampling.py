@@ -55,7 +55,7 @@ def volume(wanted: int) -> VolumeConditions:
 
 
 def sample(wanted: int = 30, last: int = 30, head: torch.Tensor | None = None, **settings):
-    settings = {"num_inference_steps": 2} | settings
+    settings = {"evaluations": 2} | settings
     network = Ramp(wanted, last, settings.get("end") == "head")
     config = FlowSampleConfig(**settings)
     generator = torch.Generator().manual_seed(0)
@@ -127,7 +127,7 @@ def test_next_blocks_follow_real_slices_only():
     real = torch.arange(20.0).view(20, 1, 1, 1).expand(20, *SHAPE)
     network = Ramp(20, 20)
     found = sample_next_blocks(
-        ClipSampler(network, FlowSampleConfig(num_inference_steps=2), FlowConfig(), T),
+        ClipSampler(network, FlowSampleConfig(evaluations=2), FlowConfig(), T),
         volume(20),
         lambda: torch.randn(2, T, 3, 3),
         lambda made: None,
@@ -144,7 +144,7 @@ def test_guidance_doubles_the_evaluations_and_pushes_away_from_the_empty_prompt(
         empty = conditions.keep_text is not None and not conditions.keep_text.any()
         return torch.full_like(noisy, 0.0 if empty else -1.0), None
 
-    settings = FlowSampleConfig(num_inference_steps=4, guidance_scale=3.0, solver="heun")
+    settings = FlowSampleConfig(evaluations=8, guidance_scale=3.0, solver="heun")
     sampler = ClipSampler(network, settings, FlowConfig(), T)
     clips, _ = sampler.run(torch.zeros(1, 2, T, 3, 3), SimpleNamespace(keep_text=None, without_text=empty_prompt))
     assert clips.unique().tolist() == pytest.approx([3.0])

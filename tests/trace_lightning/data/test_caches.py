@@ -10,7 +10,7 @@ from trace_lightning.__main__ import main
 from trace_lightning.artifacts import write_json
 from trace_lightning.config import Experiment, PhantomConfig
 from trace_lightning.data import cache, caches
-from trace_lightning.data.cache_folder import LOCK, identity_of, remove, writing
+from trace_lightning.data.cache_folder import LOCK, cache_folder, identity_of, remove, writing
 from trace_lightning.data.text import embed_prompts, text_folder
 from trace_lightning.errors import UserError
 
@@ -59,6 +59,21 @@ def test_every_folder_says_what_it_was_made_from(experiment, tmp_path, quiet):
     assert (tree.count, tree.source, tree.used_by) == (6, "4 + 2 patients, 32 pixels, seed 0", ())
     shown = caches.table(entries)
     assert "6 volumes" in shown and "2 prompts" in shown and shown.endswith("MB") and "4 folders" in shown
+
+
+def test_latents_belong_to_the_runs_that_read_their_volumes(experiment, tmp_path):
+    """Their own name depends on trained weights, which no configuration tells."""
+    refer(experiment, tmp_path)
+    for volumes in (cache.volumes_folder(experiment).name, "another"):
+        identity = {"format": 1, "volumes": volumes, "autoencoder": "0123", "image_range": [-1.0, 1.0]}
+        folder = cache_folder(tmp_path / "cache", "latents", identity)
+        with writing(folder, identity):
+            for name in ("train_1_a_1.npy", "train_1_a_1.json", "ends.npy"):
+                (folder / name).write_bytes(b"0")
+    entries, _ = caches.find(tmp_path / "cache", tmp_path / "runs")
+    used, unused = sorted((entry for entry in entries if entry.kind == "latents"), key=lambda entry: not entry.used_by)
+    assert (used.count, used.used_by, unused.used_by) == (1, ("phantom/ours/seed0",), ())
+    assert unused.source == "volumes another, autoencoder 0123"
 
 
 def test_using_a_folder_is_noted(experiment, tmp_path, quiet):
