@@ -153,7 +153,9 @@ def test_wrong_files_are_refused_with_their_name(project: Project, text, match):
 
 def test_missing_files_list_what_is_there(project: Project):
     refused("our", match=r"experiments/our\.yaml: no such file; experiments has .*ours")
-    refused("ours", "phantoms", match="no profile 'phantoms'; .*ct_rate, ct_rate_mini, phantom, smoke")
+    refused(
+        "ours", "phantoms", match="no profile 'phantoms'; .*ct_rate, ct_rate_mini, gpu_128, gpu_256, phantom, smoke"
+    )
     (project.root / "base.yaml").unlink()
     refused(project.root / "full.yaml", "tiny", match=r"base\.yaml: no such file")
 
