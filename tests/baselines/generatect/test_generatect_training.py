@@ -198,13 +198,18 @@ def test_a_transformer_that_knows_the_tokens_has_no_loss(tiny):
     assert float(module.objective(batch_of(2, tokens=tokens), present, torch.Generator())) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_denoiser_that_knows_the_data_has_no_loss(tiny):
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_a_denoiser_that_knows_the_data_has_no_loss(tiny, prediction):
     from baselines.generatect.models import diffusion
 
-    module = SuperResolutionModule(of_phase(tiny, "super_resolution"), 64, num_steps=4)
+    experiment = deepcopy(of_phase(tiny, "super_resolution"))
+    experiment.generatect.super_resolution.prediction = prediction
+    module = SuperResolutionModule(experiment, 64, num_steps=4)
     data, coarse = torch.rand(4, 1, 16, 16) * 2 - 1, torch.rand(4, 1, 8, 8) * 2 - 1
 
     def perfect(x_t, log_snr, *_):
+        if prediction == "sample":
+            return data
         alpha, sigma = diffusion.alpha_sigma(log_snr)
         return diffusion.velocity(data, (x_t - alpha * data) / sigma, log_snr)
 
