@@ -199,7 +199,29 @@ class TokenizerModule(Phase):
         return frames[rows, :, picked], reconstruction[rows, :, picked]
 
 
-class TransformerModule(Phase):
+class ReportPhase(Phase):
+    """What the two phases that read a report share: a share of the training's reports is empty."""
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """Return the loss."""
+        generator = self._generator(TRAINING, self.global_step)
+        present = ~self._chance(self.experiment.train.text_dropout, len(batch["text"]), generator)
+        loss = self.objective(batch, present, generator)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Log the loss on unseen patients, with the same random choices every time."""
+        generator = self._generator(VALIDATION, batch_idx)
+        present = torch.ones(len(batch["text"]), dtype=torch.bool, device=self.device)
+        self.log("val/loss", self.objective(batch, present, generator), batch_size=len(batch["text"]))
+
+    def objective(self, batch: dict, present: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the loss for (B,) bool `present`: which reports are given."""
+        raise NotImplementedError
+
+
+class TransformerModule(ReportPhase):
     """The token transformer: predicts masked tokens from the others and the report."""
 
     def __init__(self, experiment: GenerateCTExperiment, text_dim: int, num_steps: int):
@@ -211,22 +233,8 @@ class TransformerModule(Phase):
         """The network whose weights are kept."""
         return self.maskgit
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """Return the cross-entropy on masked tokens."""
-        generator = self._generator(TRAINING, self.global_step)
-        present = ~self._chance(self.experiment.train.text_dropout, len(batch["text"]), generator)
-        loss = self.objective(batch, present, generator)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Log the loss on unseen patients, with the same masks every time."""
-        generator = self._generator(VALIDATION, batch_idx)
-        present = torch.ones(len(batch["text"]), dtype=torch.bool, device=self.device)
-        self.log("val/loss", self.objective(batch, present, generator), batch_size=len(batch["text"]))
-
     def objective(self, batch: dict, present: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss for (B,) bool `present`: which reports are given."""
+        """Return the cross-entropy on masked tokens."""
         tokens, text = batch["tokens"], batch["text"]
         masked = draw_masks(tokens.shape, self.experiment.generatect.transformer.mask_steps, generator)
         seen = torch.where(masked, self.maskgit.mask_id, tokens)
@@ -234,7 +242,7 @@ class TransformerModule(Phase):
         return functional.cross_entropy(logits[masked].float(), tokens[masked])
 
 
-class SuperResolutionModule(Phase):
+class SuperResolutionModule(ReportPhase):
     """The diffusion of single slices, given what the tokenizer made of them."""
 
     def __init__(self, experiment: GenerateCTExperiment, text_dim: int, num_steps: int):
@@ -246,22 +254,8 @@ class SuperResolutionModule(Phase):
         """The network whose weights are kept."""
         return self.unet
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """Return the weighted squared error of the prediction."""
-        generator = self._generator(TRAINING, self.global_step)
-        present = ~self._chance(self.experiment.train.text_dropout, len(batch["text"]), generator)
-        loss = self.objective(batch, present, generator)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Log the loss on unseen patients, with the same noise and times every time."""
-        generator = self._generator(VALIDATION, batch_idx)
-        present = torch.ones(len(batch["text"]), dtype=torch.bool, device=self.device)
-        self.log("val/loss", self.objective(batch, present, generator), batch_size=len(batch["text"]))
-
     def objective(self, batch: dict, present: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss for (B,) bool `present`: which reports are given."""
+        """Return the squared error of the prediction, weighted by the noise."""
         data, text = batch["frames"], batch["text"]  # (B, 1, S, S)
         drawn = {"generator": generator, "device": data.device}
         noise, coarse_noise = torch.randn(data.shape, **drawn), torch.randn(data.shape, **drawn)

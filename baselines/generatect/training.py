@@ -136,10 +136,10 @@ def encode_cases(
     device = next(tokenizer.parameters()).device
     for done, case in enumerate(cases):
         progress(done, len(cases), case.case_id)
+        positions = slice_positions(case.grid.shape[0], experiment.generatect)
+        need_places(case.case_id, len(positions), experiment)
         if reconstruction_path(folder, case.case_id).is_file():  # written last
             continue
-        positions = slice_positions(len(case.image), experiment.generatect)
-        need_places(case.case_id, len(positions), experiment)
         frames = torch.from_numpy(coarse_volume(case, positions, experiment)).to(device)[None, None]
         with torch.inference_mode():
             tokens = tokenizer.tokenize(frames)

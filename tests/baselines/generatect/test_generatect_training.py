@@ -109,6 +109,13 @@ def test_weights_of_another_network_are_refused(tiny, trained):
         train_transformer(tiny, trained / "nowhere" / "transformer", silent, trained / "nowhere" / "tokenizer")
 
 
+def test_a_training_volume_with_more_tokens_than_places_is_named(tiny, trained, tmp_path):
+    short = deepcopy(tiny)
+    short.generatect.transformer.max_tokens = 12
+    with pytest.raises(UserError, match=r"train_\d+_a_1: \d+ slices are \d+ tokens, above .*max_tokens=12"):
+        train_transformer(short, tmp_path, silent, trained / "tokenizer")
+
+
 def test_a_volume_lies_on_its_cases_grid_within_the_window(tiny, trained):
     case = cache.test_cases(tiny)[0]
     seen = []
