@@ -281,6 +281,8 @@ def bench(
     real = [] if speed_only else [made.folders.ground_truth for made, _ in done]
     result = bench_report.collect(plan, timings, refused, scored, real, base.experiment, seeds)
     bench_report.write(result, folder)
+    if not speed_only:
+        bench_report.write_pictures(plan, scored[0], real[0], folder / "montage.png")
     bench_report.show(result, console)
-    console.print(f"written: {folder}/bench.json and bench.md{'' if speed_only else ', bench.png'}")
+    console.print(f"written: {folder}/bench.json and bench.md{'' if speed_only else ', bench.png, montage.png'}")
     return folder

@@ -183,6 +183,20 @@ def write(result: dict[str, Any], folder: Path) -> None:
         _plot(result, folder / "bench.png")
 
 
+def write_pictures(plan: Plan, runs: Mapping[str, Path], real: Path, path: Path) -> None:
+    """Draw one case of every row that made volumes of its own."""
+    from evaluation.gather import Row
+    from evaluation.montage import write_montage
+
+    cases = tuple(read_json(real / "scores" / "summary.json")["cases"])
+    rows = [
+        Row(row.label, {}, volumes=runs[row.name] / "volumes", reference=real / "volumes", cases=cases)
+        for row in plan.rows
+        if row.name in runs and row.volumes == row.name
+    ]
+    write_montage(rows, path, "bench: the same weights, mask, report and seed")
+
+
 def _tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
     return [_speeds(result), *([_qualities(result)] if result["real"] else [])]
 

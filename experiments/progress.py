@@ -54,6 +54,19 @@ class ProgressFile:
             write_json(self.task.folder / FILE, asdict(report))
 
 
+@dataclass(frozen=True)
+class Further:
+    """The progress of a part of the work: `kept` of `total` units were there before."""
+
+    progress: ProgressFile
+    kept: int
+    total: int
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Report `done` units of the part."""
+        self.progress(self.kept + done, self.total, note)
+
+
 def report_of(task: Task) -> Report | None:
     """Return how far a task is, if it has said so."""
     path = task.folder / FILE

@@ -15,7 +15,8 @@ from typing import Any
 
 from experiments import stamps
 from experiments.methods import method_of, resolve
-from experiments.progress import ProgressFile
+from experiments.predict import Volumes, make_all
+from experiments.progress import Further, ProgressFile
 from experiments.tasks import Task, depends, evaluation_settings, evaluation_weights, is_intact
 from trace_lightning.anatomy.grid import resample
 from trace_lightning.anatomy.labels import BACKGROUND
@@ -125,24 +126,10 @@ def generate(task: Task, progress: Progress) -> dict[str, Any]:
             path.unlink(missing_ok=True)
             todo.append(only(case, method.inputs(experiment)))
     if todo:
-        generator = resolve(method.load)(experiment, training)
         seeds = [case_seed(experiment.seed, case.case_id) for case in todo]
         progress(kept, total)
-        results = generator.generate(todo, seeds, lambda done, _, note="": progress(kept + done, total, note))
-        for case, seed, generated in zip(todo, seeds, results, strict=True):
-            made = {
-                "case_id": case.case_id,
-                "case_seed": seed,
-                "prompt": case.prompt,
-                "num_slices": case.grid.shape[0],
-                "evaluations_per_slice": generated.evaluations_per_slice,
-                "seconds": round(generated.seconds, 4),
-                "peak_memory_bytes": generated.peak_memory_bytes,
-                "parameters": generator.num_parameters,
-                "generated_from": generated.generated_from,
-                "details": generated.details,
-            }
-            write_volume(task.folder / "volumes" / f"{case.case_id}.nii.gz", generated.volume, made_by | made)
+        volumes = Volumes(experiment, training, task.folder / "volumes", made_by)
+        make_all(volumes, todo, seeds, Further(progress, kept, total))
     write_json(task.folder / "env.json", environment())
     return {"volumes": _digests(task.folder / "volumes")}
 

@@ -35,6 +35,7 @@ EVALUATION_CODE = ("evaluation/**/*.py", "evaluation/**/*.yaml", *ANATOMY_CODE)
 PRINTING = tuple(
     f"evaluation/{n}.py" for n in ("gather", "table", "render", "report", "listing", "montage", "__main__")
 )
+GENERATING = ("experiments/stages.py", "experiments/predict.py")
 TOOLS = tuple(f"trace_lightning/data/{name}.py" for name in ("caches", "doctor", "download", "footprint"))
 
 
@@ -286,7 +287,7 @@ def _code(task: Task) -> tuple[str, ...]:
         "prepare": DATA_CODE,
         "reference": (*DATA_CODE, "experiments/stages.py"),
         "train": (*DATA_CODE, *method.training_code),
-        "generate": (*DATA_CODE, *method.training_code, *method.generation_code, "experiments/stages.py"),
+        "generate": (*DATA_CODE, *method.training_code, *method.generation_code, *GENERATING),
         "evaluate": EVALUATION_CODE,
     }[task.name]
 
