@@ -105,9 +105,9 @@ def geometry(start: int, grid: Grid) -> np.ndarray:
 class LatentClips(VolumeDataset):
     """A clip of latents and the clip before it, from a place that is drawn anew each time.
 
-    Before a volume lies a clip of air, behind it lie `train.end_clips` clips of white slices. An item is a dict: `latents` and
-    `previous` (c, T, h, w) float32; `ended` (T,) float32, 1 beyond the end; `geometry` (4,) float32; `text` (N, C)
-    float32; `step_positions`; `case_id`.
+    Before a volume lies a clip of air, behind it lie `train.end_clips` clips of white slices. An item is a dict:
+    `latents` and `previous` (c, T, h, w) float32; `ended` (T,) float32, 1 beyond the end; `geometry` (4,) float32;
+    `text` (N, C) float32; `step_positions`; `case_id`.
 
     Args:
         folder: of the latents; bound before the data module builds the view.

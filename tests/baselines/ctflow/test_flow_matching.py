@@ -78,7 +78,9 @@ def test_a_straight_path_is_reproduced_exactly(solver, steps):
 def test_solvers_have_the_order_of_their_name(solver, order):
     """dz/dt = z + t from z(1) = 1 ends at z(0) = 3 / e - 1; the error falls as steps ** -order."""
     start = torch.ones(1, dtype=torch.float64)
-    errors = [abs(float(solve(lambda z, t: z + t, start, solver, n * STAGES[solver])) - (3 / math.e - 1)) for n in (16, 32)]
+    errors = [
+        abs(float(solve(lambda z, t: z + t, start, solver, n * STAGES[solver])) - (3 / math.e - 1)) for n in (16, 32)
+    ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
 
