@@ -357,8 +357,12 @@ def uses_text(experiment: Experiment) -> bool:
     return experiment.model.anatomical_guidance
 
 
-def read_experiment(path: Path) -> Experiment:
+def read_experiment(path: Path, keys: type[Experiment] = Experiment) -> Experiment:
     """Read the resolved keys that were saved with a run; those that only another method has are left out.
+
+    Args:
+        path: `config.yaml` of a run, or what `python -m experiments show` prints.
+        keys: the dataclass of a method's keys.
 
     Raises:
         UserError: absent, unreadable, or written by another version with other keys.
@@ -369,9 +373,9 @@ def read_experiment(path: Path) -> Experiment:
 
     try:
         saved = OmegaConf.load(path)
-        if saved.get("method") != Experiment.method:
-            saved = OmegaConf.masked_copy(saved, [field.name for field in fields(Experiment) if field.name in saved])
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Experiment), saved))
+        if saved.get("method") != keys.method:
+            saved = OmegaConf.masked_copy(saved, [field.name for field in fields(keys) if field.name in saved])
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(keys), saved))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; --run names a folder as runs/PROFILE/EXPERIMENT/seedK") from None
     except (OmegaConfBaseException, YAMLError) as error:

@@ -66,11 +66,21 @@ def slice_scores(found: Tensor, real: Tensor) -> dict[str, Tensor | None]:
     }
 
 
+def one_volume(experiment: CTFlowExperiment) -> CTFlowExperiment:
+    """Return the experiment with one training volume, its clips those that Next-Block asks for."""
+    config = experiment.ctflow
+    return replace(
+        experiment,
+        data=replace(experiment.data, num_train_patients=1, num_val_patients=0),
+        ctflow=replace(config, train=replace(config.train, aligned_share=1.0)),
+    )
+
+
 def overfit(experiment: CTFlowExperiment, folder: Path, seed: int, progress: Progress) -> dict:
     """Train on one volume and generate it again: can the network learn anything at all?
 
     Args:
-        experiment: with one training volume, prepared.
+        experiment: of `one_volume`, prepared.
         folder: of the training; an unfinished one is continued.
         seed: of the starting noise.
         progress: told of steps, then of slices.
@@ -124,6 +134,15 @@ def border_ratio(made: Generated, overlap: int) -> float:
     if at_border.all() or not at_border.any():
         return float("nan")
     return float(differences[at_border].mean() / differences[~at_border].mean())
+
+
+def mean_row(rows: Sequence[dict]) -> dict:
+    """Return the mean of each number that rows of a check have; what is no number, or undefined, is left out."""
+    found: dict = {"case_id": "mean"}
+    for key in list(rows[0])[1:]:
+        known = [row[key] for row in rows if isinstance(row[key], int | float) and np.isfinite(row[key])]
+        found[key] = float(np.mean(known)) if known else None
+    return found
 
 
 def psnr_db(found: np.ndarray, real: np.ndarray) -> float:

@@ -110,6 +110,7 @@ class STDiTConfig:
     scrambled_heads: bool = True  # as published: heads and tokens are mixed up where attention's heads are joined
     timestep_scale: float = 1.0  # t is multiplied by it; as published t in [0, 1] enters sinusoids made for 0..1000
     geometry: bool = False  # the clip's place, the length wanted and the spacing in mm join the time embedding
+    mirror_previous: bool = False  # the clip before is shown last slice first, so that neighbours share a token's place
     end_head: bool = False  # says of each slice whether it lies beyond the end
     published: str | None = (
         None  # folder `denoiser_ema` or hub name (EnyaWoooo/CTFlow): its weights, without a training

@@ -35,7 +35,7 @@ def estimate(experiment: CTFlowExperiment, num_volumes: int, num_slices: int) ->
     own = config.autoencoder.source == "own"
     network = build_own(config.autoencoder.own).eval() if own else None
     autoencoder = (
-        SliceAutoencoder(network, config.autoencoder.image_range, config.autoencoder.own.unshuffle) if own else load_autoencoder(config.autoencoder)
+        SliceAutoencoder(network, config.autoencoder.image_range) if own else load_autoencoder(config.autoencoder)
     )
     autoencoder.to(device)
     latents_shape = (autoencoder.channels, size // autoencoder.factor, size // autoencoder.factor)

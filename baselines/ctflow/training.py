@@ -128,8 +128,7 @@ def _latent_statistics(experiment: CTFlowExperiment, network, datamodule) -> tup
 
     view = datamodule.train_view
     chosen = np.unique(np.linspace(0, len(view) - 1, SCALING_SLICES).astype(int))
-    settings = experiment.ctflow.autoencoder
-    autoencoder = SliceAutoencoder(network, settings.image_range, settings.own.unshuffle)
+    autoencoder = SliceAutoencoder(network, experiment.ctflow.autoencoder.image_range)
     slices = (torch.from_numpy(view[Draw(0, int(n))]["hu"]).to(autoencoder.device) for n in chosen)
     latents = torch.cat([autoencoder.encode(hu_to_unit(hu.float(), experiment.data)) for hu in slices])
     return float(latents.mean()), float(latents.std())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -27,15 +28,15 @@ class SliceAutoencoder(nn.Module):
     Args:
         network: a diffusers autoencoder of images in [-1, 1].
         image_range: what -1 and 1 of a slice become before the network sees it.
-        unshuffle: of pixels, in front of the network.
     """
 
-    def __init__(self, network: AutoencoderKL | AutoencoderTiny, image_range: list[float], unshuffle: int = 1):
+    def __init__(self, network: AutoencoderKL | AutoencoderTiny, image_range: list[float]):
         super().__init__()
-        self.network, (self.low, self.high), self.unshuffle = network, image_range, unshuffle
+        self.network, (self.low, self.high) = network, image_range
         self.channels = network.config.latent_channels
-        self.image_channels = network.config.in_channels
-        self.factor = unshuffle * 2 ** (len(network.config.get("block_out_channels") or (0,) * 4) - 1)
+        self.image_channels = network.config.in_channels  # three times grey, or the pixels of a patch
+        self.unshuffle = math.isqrt(self.image_channels)
+        self.factor = self.unshuffle * 2 ** (len(network.config.get("block_out_channels") or (0,) * 4) - 1)
         self.shift = network.config.get("shift_factor") or 0.0
         self.scale = network.config.scaling_factor
 
@@ -87,8 +88,7 @@ def load_autoencoder(config: AutoencoderConfig, own: Path | None = None) -> Slic
         "own": lambda: _load_kl(str(own), ""),
     }
     network = loaders[config.source]()
-    unshuffle = config.own.unshuffle if config.source == "own" else 1
-    return SliceAutoencoder(network.eval().requires_grad_(False), config.image_range, unshuffle)
+    return SliceAutoencoder(network.eval().requires_grad_(False), config.image_range)
 
 
 def build_own(config: OwnAutoencoderConfig) -> AutoencoderKL:

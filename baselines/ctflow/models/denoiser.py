@@ -36,7 +36,9 @@ class Conditions:
 
 
 class Denoiser(nn.Module):
-    """Velocity of a noisy clip (or its data, as `flow.prediction` says) and, with `model.end_head`, of each slice whether it lies beyond the end.
+    """Velocity of a noisy clip (or its data, as `flow.prediction` says), and whether each slice lies beyond the end.
+
+    The second with `model.end_head` only.
 
     Args:
         model: sizes and switches.
@@ -50,7 +52,8 @@ class Denoiser(nn.Module):
         num_tokens, text_dim = text_shape
         self.stdit = STDiT(model, latent_channels, latent_size, text_dim, num_tokens)
         self.geometry = GeometryEmbedder(model.hidden_size) if model.geometry else None
-        self.end_head = EndHead(model.hidden_size, model.patch_size[0]) if model.end_head else None
+        self.end_head = EndHead(model) if model.end_head else None
+        self.mirrored = model.mirror_previous
 
     def forward(self, noisy_BCTHW: Tensor, t_B: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
         """Predict for latents (B, c, T, h, w) at times t in [0, 1].
@@ -59,10 +62,9 @@ class Denoiser(nn.Module):
             The prediction (B, c, T, h, w), and the logits (B, T) of lying beyond the end, or None without that head.
         """
         geometry = None if self.geometry is None else self.geometry(conditions.geometry)
-        predicted, tokens = self.stdit(
-            noisy_BCTHW, t_B, conditions.previous, conditions.text, conditions.keep_text, geometry
-        )
-        return predicted, None if self.end_head is None else self.end_head(tokens)
+        previous = conditions.previous.flip(2) if self.mirrored else conditions.previous
+        predicted, tokens = self.stdit(noisy_BCTHW, t_B, previous, conditions.text, conditions.keep_text, geometry)
+        return predicted, None if self.end_head is None else self.end_head(tokens, conditions.geometry)
 
 
 class GeometryEmbedder(nn.Module):
@@ -81,13 +83,26 @@ class GeometryEmbedder(nn.Module):
 
 
 class EndHead(nn.Module):
-    """Tokens (B, frames, places, C), averaged over a frame's places, to logits (B, T)."""
+    """Tokens (B, frames, places, C), averaged over a frame's places, to logits (B, T) of lying beyond the end.
 
-    def __init__(self, dim: int, slices_per_token: int):
+    With `model.geometry` each slice is also told how far it is from the length wanted.
+    """
+
+    def __init__(self, model: STDiTConfig):
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.linear = nn.Linear(dim, slices_per_token)
+        self.norm = nn.LayerNorm(model.hidden_size)
+        self.linear = nn.Linear(model.hidden_size, model.patch_size[0])
+        self.left = (
+            nn.Sequential(nn.Linear(GEOMETRY_DIM, GEOMETRY_DIM), nn.SiLU(), nn.Linear(GEOMETRY_DIM, 1))
+            if model.geometry
+            else None
+        )
 
-    def forward(self, tokens_BFSC: Tensor) -> Tensor:
-        """Return the logits of lying beyond the end."""
-        return self.linear(self.norm(tokens_BFSC.mean(dim=2))).flatten(1)
+    def forward(self, tokens_BFSC: Tensor, geometry_BG: Tensor) -> Tensor:
+        """Return the logits."""
+        logits = self.linear(self.norm(tokens_BFSC.mean(dim=2))).flatten(1)  # (B, T)
+        if self.left is None:
+            return logits
+        left = geometry_BG[:, 3:] - torch.arange(logits.shape[1], device=logits.device)  # (B, T) slices
+        waves = get_timestep_embedding(left.flatten(), GEOMETRY_DIM).unflatten(0, logits.shape)
+        return logits + self.left(waves.to(logits.dtype)).squeeze(-1)

@@ -84,7 +84,7 @@ def test_an_item_agrees_with_the_cached_latents(prepared, trained):
         item = made[Draw(position, 1)]
         depth, start = len(cases[1].image), round(item["geometry"][0] / cases[1].grid.spacing_mm[0])
         assert item["case_id"] == cases[1].case_id
-        assert item["latents"].shape == item["previous"].shape == (4, 8, 4, 4)
+        assert item["latents"].shape == item["previous"].shape == (16, 8, 4, 4)
         assert item["ended"].tolist() == [float(z >= depth) for z in range(start, start + 8)]
         assert item["geometry"][3] == depth - start
         assert np.linalg.norm(item["text"]) == pytest.approx(1, abs=1e-5)

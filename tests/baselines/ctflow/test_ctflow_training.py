@@ -23,6 +23,7 @@ from pathlib import Path
 from baselines.ctflow.training import train
 
 def progress(done, total, note):
+    print(note, done, flush=True)
     if note == sys.argv[3] and done == int(sys.argv[4]):
         os._exit(9)  # as kill -9 would: no handler runs
 
@@ -54,19 +55,31 @@ def test_own_latents_have_mean_zero_and_deviation_one(prepared, trained):
     assert float(latents.std()) == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize(("phase", "step"), [("autoencoder", 5), ("flow", 5)])
-def test_killed_and_repeated_gives_the_same_weights(prepared, trained, tmp_path, phase, step):
+def test_killed_and_repeated_gives_the_same_weights(prepared, trained, tmp_path):
+    """Stopped within the autoencoder, repeated, killed within the flow, repeated."""
     import pickle
 
-    (tmp_path / "experiment").write_bytes(pickle.dumps(prepared))
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "experiment"), str(tmp_path / "training"), phase, str(step)]
-    assert subprocess.run(command, check=False).returncode == 9
-    assert not (tmp_path / "training" / WEIGHTS).exists()
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int, note: str = "") -> None:
+        if (note, done) == ("autoencoder", 5):
+            raise Stopped
+
+    folder, pickled = tmp_path / "training", tmp_path / "experiment"
+    with pytest.raises(Stopped):
+        train(prepared, folder, stop)
+    pickled.write_bytes(pickle.dumps(prepared))
+    command = [sys.executable, "-c", KILLED, str(pickled), str(folder), "flow", "5"]
+    killed = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    assert killed.returncode == 9
+    assert killed.stdout.splitlines()[0] == "autoencoder 4"  # from the checkpoint of step 3, not from the start
+    assert not (folder / WEIGHTS).exists()
     seen = []
-    train(prepared, tmp_path / "training", lambda done, total, note="": seen.append((note, done)))
-    assert seen[0] == (phase, 4)  # from the checkpoint of step 3, not from the start
+    train(prepared, folder, lambda done, total, note="": seen.append((note, done)))
+    assert seen[0] == ("flow", 4)
     for name in (WEIGHTS, f"{AUTOENCODER}/{WEIGHTS}"):
-        assert file_digest(tmp_path / "training" / name) == file_digest(trained / name)
+        assert file_digest(folder / name) == file_digest(trained / name)
 
 
 def test_a_finished_training_is_left_alone(prepared, trained):
