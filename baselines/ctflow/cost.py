@@ -56,7 +56,7 @@ def estimate(experiment: CTFlowExperiment, num_volumes: int, num_slices: int) ->
     if own:
         slices = torch.zeros(2, 1, size, size, device=device)
         coder = AutoencoderModule(experiment, num_steps=1).to(device)
-        measured = step_cost(coder, lambda: coder.objective(slices, generator)[0], len(slices), device)
+        measured = step_cost(coder, lambda: coder.objective(coder.images(slices), generator)[0], len(slices), device)
         steps.append((measured, config.autoencoder.own, num_volumes * num_slices))
     if config.model.published is not None:
         steps = [(measured, train, 0) for measured, train, _ in steps]
