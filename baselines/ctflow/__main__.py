@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from trace_lightning.errors import UserError, run_command
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from baselines.ctflow.config import CTFlowExperiment
+    from trace_lightning.config import DataConfig
     from trace_lightning.protocol import Progress
 
 EXAMPLES = """examples, in the order in which they save time:
@@ -105,9 +108,8 @@ def _reconstruction(options: argparse.Namespace) -> int:
     from baselines.ctflow.checks import mean_row, reconstruction
     from baselines.ctflow.config import AutoencoderConfig
     from baselines.ctflow.models.autoencoder import load_autoencoder
-    from trace_lightning.artifacts import case_id_of, read_volume
+    from trace_lightning.artifacts import case_id_of
     from trace_lightning.config import DataConfig
-    from trace_lightning.data.preprocess import hu_to_unit, to_model_grid
     from trace_lightning.device import pick_device
 
     low, high = options.image_range
@@ -118,13 +120,25 @@ def _reconstruction(options: argparse.Namespace) -> int:
     if options.size < 1 or options.size % autoencoder.factor:
         raise UserError(f"--size {options.size}: this autoencoder needs a multiple of {autoencoder.factor}")
     data = DataConfig(size=options.size)
-    volumes = (
-        (case_id_of(path), hu_to_unit(to_model_grid(read_volume(path), data).hu, data)) for path in options.volumes
-    )
+    volumes = ((case_id_of(path), _windowed(path, data)) for path in options.volumes)
     with _bar("volumes") as progress:
         rows = reconstruction(autoencoder, volumes, len(options.volumes), progress)
     _print([*rows, mean_row(rows)] if len(rows) > 1 else rows)
     return 0
+
+
+def _windowed(path: Path, data: DataConfig) -> np.ndarray:
+    """Return a volume's slices (D, H, W) float32 in [-1, 1], resized to `data.size` pixels."""
+    from trace_lightning.artifacts import read_volume
+    from trace_lightning.data.preprocess import hu_to_unit, to_model_grid
+
+    image = hu_to_unit(to_model_grid(read_volume(path), data).hu, data)
+    if image.min() == image.max():
+        raise UserError(
+            f"{path}: nothing lies between {data.hu_min:g} and {data.hu_max:g}, so this is not in HU; of CT-RATE take "
+            "the files of dataset/train_fixed or valid_fixed"
+        )
+    return image
 
 
 def _overfit(options: argparse.Namespace) -> int:

@@ -124,6 +124,7 @@ class FlowConfig:
     sigma_min: float = 1e-5  # share of noise that stays at t = 0
     noise_offset: float = 0.05  # of a constant drawn for each sample and channel, added to the noise
     condition_noise: float = 0.05  # on the clip before
+    shift: float = 1.0  # s; times in training and sampling are s t / (1 + (s - 1) t), nearer to noise where s > 1
     prediction: Literal["velocity", "data"] = "velocity"  # what the network says; small ones learn data sooner
 
 
@@ -229,6 +230,7 @@ def validate(experiment: CTFlowExperiment) -> None:
     for key in ("text_dropout", "start_share", "aligned_share"):
         need(0 <= getattr(train, key) <= 1, f"train.{key} is a share in [0, 1]")
     need(0 <= config.flow.sigma_min < 1, "flow.sigma_min lies in [0, 1)")
+    need(config.flow.shift > 0, "flow.shift is positive")
     need(
         config.flow.prediction == "velocity" or sample.solver in ("euler", "midpoint"),
         f"sample.solver={sample.solver} asks for the velocity at t = 0, where flow.prediction=data has none; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,6 +44,11 @@ def as_velocity(predicted: Tensor, z: Tensor, t: float, flow: FlowConfig) -> Ten
     return velocity(predicted, noise, flow)
 
 
+def shifted(t, flow: FlowConfig):
+    """Return times (numbers or tensors in [0, 1]) moved towards noise, as large images need (Esser et al. 2024)."""
+    return flow.shift * t / (1 + (flow.shift - 1) * t)
+
+
 def training_noise(like: Tensor, flow: FlowConfig, generator: torch.Generator) -> Tensor:
     """Return z_1 for training: white noise plus `noise_offset` times a constant for each sample and channel.
 
@@ -76,23 +82,24 @@ SOLVERS: dict[str, tuple[tuple[float, tuple[float, ...]], ...]] = {
 }
 
 
-def solve(field: Velocity, noise: Tensor, solver: str, evaluations: int) -> Tensor:
-    """Follow dz/dt = field(z, t) from t = 1 (noise) to t = 0 (data) in equal steps.
+def solve(field: Velocity, noise: Tensor, solver: str, evaluations: int, flow: FlowConfig) -> Tensor:
+    """Follow dz/dt = field(z, t) from t = 1 (noise) to t = 0 (data) in steps that are equal but for `shift`.
 
     Args:
         field: the velocity at (z, t).
         noise: z at t = 1.
         solver: a key of `SOLVERS`.
         evaluations: of the field, a multiple of what a step of the solver takes.
+        flow: of which `shift` is read.
 
     Returns:
         z at t = 0.
     """
     *stages, (_, finish) = SOLVERS[solver]
     num_steps = evaluations // len(stages)
-    z, step = noise, -1 / num_steps
-    for n in range(num_steps):
-        t, slopes = 1 + n * step, []
+    z, times = noise, [shifted(1 - n / num_steps, flow) for n in range(num_steps + 1)]
+    for t, following in pairwise(times):
+        step, slopes = following - t, []
         for place, weights in stages:
             slopes.append(field(_moved(z, step, weights, slopes), t + place * step))
         z = _moved(z, step, finish, slopes)

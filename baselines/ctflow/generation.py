@@ -127,7 +127,7 @@ class CTFlowGenerator:
     def sample(self, sampler: ClipSampler, case: Case, seed: int, advance) -> Sampled:
         """Return the latents of a volume at the method's own length."""
         volume, length = self.conditions(case), sampler.length
-        noise = Noise(seed, (len(volume.air), length, *volume.air.shape[1:]), self.device)
+        noise = Noise(seed, tuple(volume.air.shape), length, self.device)
         setting = self.experiment.ctflow.sample.setting
         if setting == "full_body":
             return sample_volume(sampler, volume, noise, advance)
@@ -161,15 +161,27 @@ class CTFlowGenerator:
 
 
 class Noise:
-    """The noise of a volume's clips, drawn on the CPU from the volume's own seed, whatever the device."""
+    """The noise of a volume's slices, the same in all clips that hold a slice: where clips overlap they are alike.
 
-    def __init__(self, seed: int, shape: tuple[int, ...], device: torch.device):
+    It is drawn on the CPU from the volume's own seed, whatever the device.
+
+    Args:
+        seed: of the volume.
+        shape: (c, h, w) of a slice.
+        length: T, slices of a clip.
+        device: of the clips.
+    """
+
+    def __init__(self, seed: int, shape: tuple[int, ...], length: int, device: torch.device):
         self.generator = torch.Generator().manual_seed(seed)
-        self.shape, self.device = shape, device
+        self.shape, self.length, self.device = shape, length, device
+        self.slices: list[Tensor] = []
 
-    def __call__(self) -> Tensor:
-        """Return the noise (c, T, h, w) of the next clip."""
-        return torch.randn(self.shape, generator=self.generator).to(self.device)
+    def __call__(self, start: int) -> Tensor:
+        """Return the noise (c, T, h, w) of the clip that begins at slice `start`."""
+        while len(self.slices) < start + self.length:
+            self.slices.append(torch.randn(self.shape, generator=self.generator))
+        return torch.stack(self.slices[start : start + self.length], dim=1).to(self.device)
 
 
 def fit_length(image: np.ndarray, grid: Grid, sample: FlowSampleConfig) -> np.ndarray:

@@ -105,7 +105,8 @@ def geometry(start: int, grid: Grid) -> np.ndarray:
 class LatentClips(VolumeDataset):
     """A clip of latents and the clip before it, from a place that is drawn anew each time.
 
-    Before a volume lies a clip of air, behind it lie `train.end_clips` clips of white slices. An item is a dict:
+    Before a volume lies a clip of air, behind it lie `train.end_clips` clips of white slices, or of air where an end
+    head tells the end. An item is a dict:
     `latents` and `previous` (c, T, h, w) float32; `ended` (T,) float32, 1 beyond the end; `geometry` (4,) float32;
     `text` (N, C) float32; `step_positions`; `case_id`.
 
@@ -127,7 +128,8 @@ class LatentClips(VolumeDataset):
     ):
         super().__init__(cases, experiment, text, stream)
         self.folder = folder
-        self.black, self.white = read_ends(folder)
+        self.black, white = read_ends(folder)
+        self.behind = self.black if experiment.ctflow.model.end_head else white
 
     def item(self, draw: Draw, sample: Sample) -> dict:
         """Return two clips of a volume and what is told of the second."""
@@ -156,10 +158,10 @@ class LatentClips(VolumeDataset):
         return step * int(rng.integers(last // step + 1))
 
     def clip(self, latents: np.ndarray, start: int) -> np.ndarray:
-        """Return the clip (c, T, h, w) float32 from slice `start` on, with air before and white behind the volume."""
+        """Return the clip (c, T, h, w) float32 from slice `start` on, with what lies before and behind the volume."""
         places = np.arange(start, start + self.experiment.ctflow.model.clip_length)
         inside = np.asarray(latents[np.clip(places, 0, len(latents) - 1)], np.float32)  # (T, c, h, w)
-        inside[places < 0], inside[places >= len(latents)] = self.black, self.white
+        inside[places < 0], inside[places >= len(latents)] = self.black, self.behind
         return np.ascontiguousarray(inside.transpose(1, 0, 2, 3))
 
 

@@ -77,7 +77,7 @@ class CTFlowModule(lightning.LightningModule):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the mean squared error of the prediction, and the cross-entropy of the end head if there is one."""
         data, settings = batch["latents"], self.experiment.ctflow.flow  # (B, c, T, h, w)
-        t = torch.rand(len(data), generator=generator, device=data.device)  # (B,)
+        t = flow.shifted(torch.rand(len(data), generator=generator, device=data.device), settings)  # (B,)
         noise = flow.training_noise(data, settings, generator)
         predicted, end_logits = self.denoiser(flow.path(data, noise, t, settings), t, conditions)
         loss = functional.mse_loss(predicted, flow.target(data, noise, settings))

@@ -82,14 +82,14 @@ class ClipSampler:
                 predicted = flow.guided(predicted, unguided, self.sample.guidance_scale)
             return flow.as_velocity(predicted, z, t, self.path)
 
-        clips = flow.solve(field, noise, self.sample.solver, self.sample.evaluations)
+        clips = flow.solve(field, noise, self.sample.solver, self.sample.evaluations, self.path)
         return clips, None if logits is None else logits.sigmoid()
 
 
 def sample_volume(
     sampler: ClipSampler,
     volume: VolumeConditions,
-    noise: Callable[[], Tensor],
+    noise: Callable[[int], Tensor],
     advance: Callable[[int], None],
     head: Tensor | None = None,
 ) -> Sampled:
@@ -101,7 +101,7 @@ def sample_volume(
     Args:
         sampler: of clips.
         volume: report, grid and both ends.
-        noise: returns fresh noise (c, T, h, w).
+        noise: returns the noise (c, T, h, w) of the clip that begins at a slice.
         advance: told how many slices there are.
         head: (T, c, h, w) real latents to begin with (GT-Head), or None.
     """
@@ -111,7 +111,7 @@ def sample_volume(
     clips_left = sample.max_clips - (head is not None)
     while ended_by == BY_BOUND and len(starts) < clips_left and len(made) < most:
         start = max(len(made) - sample.overlap, 0)
-        clips, beyond = sampler.run(noise()[None], conditions_at(volume, made[:start], start, length))
+        clips, beyond = sampler.run(noise(start)[None], conditions_at(volume, made[:start], start, length))
         clip = clips[0].transpose(0, 1)  # (T, c, h, w)
         made = torch.cat([made[:start], blend(made[start:], clip)])
         advance(len(made))
@@ -121,13 +121,14 @@ def sample_volume(
             made, ended_by = made[: max(start + end, 1)], BY_HEAD
         elif sample.end == "white" and is_white(clip[:1], volume.white, sample)[0]:  # as published, its first slice
             ended_by = BY_WHITE
-    return Sampled(trim_white(made[:most], volume.white, sample), tuple(starts), ended_by)
+    made = made[:most]
+    return Sampled(trim_white(made, volume.white, sample) if sample.end == "white" else made, tuple(starts), ended_by)
 
 
 def sample_next_blocks(
     sampler: ClipSampler,
     volume: VolumeConditions,
-    noise: Callable[[], Tensor],
+    noise: Callable[[int], Tensor],
     advance: Callable[[int], None],
     real: Tensor,
 ) -> Sampled:
@@ -136,7 +137,7 @@ def sample_next_blocks(
     Args:
         sampler: of clips.
         volume: report, grid and both ends.
-        noise: returns fresh noise (c, T, h, w).
+        noise: returns the noise (c, T, h, w) of the clip that begins at a slice.
         advance: told how many slices there are.
         real: (D, c, h, w) latents of the real volume.
     """
@@ -145,7 +146,7 @@ def sample_next_blocks(
     for at in range(0, len(starts), CLIPS_AT_ONCE):
         group = starts[at : at + CLIPS_AT_ONCE]
         conditions = together([conditions_at(volume, real[:start], start, length) for start in group])
-        clips, _ = sampler.run(torch.stack([noise() for _ in group]), conditions)
+        clips, _ = sampler.run(torch.stack([noise(start) for start in group]), conditions)
         made += list(clips.transpose(1, 2))  # (T, c, h, w) each
         advance(len(made) * length)
     return Sampled(torch.cat(made)[: len(real)], tuple(starts), BY_TEACHER)

@@ -20,7 +20,7 @@ def view(num_slices: int, **train) -> LatentClips:
     made.experiment.ctflow.model.clip_length = T
     for key, value in ({"end_clips": END // T} | train).items():
         setattr(made.experiment.ctflow.train, key, value)
-    made.black, made.white = np.full((1, 1, 1), -1.0), np.full((1, 1, 1), 99.0)
+    made.black, made.behind = np.full((1, 1, 1), -1.0), np.full((1, 1, 1), 99.0)
     return made
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from baselines.ctflow.checks import border_ratio
 from baselines.ctflow.config import FlowConfig, FlowSampleConfig
-from baselines.ctflow.generation import fit_length
+from baselines.ctflow.generation import Noise, fit_length
 from baselines.ctflow.sampling import (
     ClipSampler,
     VolumeConditions,
@@ -62,7 +62,7 @@ def sample(wanted: int = 30, last: int = 30, head: torch.Tensor | None = None, *
     found = sample_volume(
         ClipSampler(network, config, FlowConfig(), T),
         volume(wanted),
-        lambda: torch.randn(2, T, 3, 3, generator=generator),
+        lambda start: torch.randn(2, T, 3, 3, generator=generator),
         lambda made: None,
         head,
     )
@@ -129,7 +129,7 @@ def test_next_blocks_follow_real_slices_only():
     found = sample_next_blocks(
         ClipSampler(network, FlowSampleConfig(evaluations=2), FlowConfig(), T),
         volume(20),
-        lambda: torch.randn(2, T, 3, 3),
+        lambda start: torch.randn(2, T, 3, 3),
         lambda made: None,
         real,
     )
@@ -153,6 +153,16 @@ def test_guidance_doubles_the_evaluations_and_pushes_away_from_the_empty_prompt(
 
 def empty_prompt():
     return SimpleNamespace(keep_text=torch.zeros(1, dtype=torch.bool))
+
+
+def test_overlapping_clips_begin_with_the_same_noise():
+    noise = Noise(0, SHAPE, T, torch.device("cpu"))
+    first, third, second = noise(0), noise(12), noise(6)
+    assert first.shape == (2, T, 3, 3)
+    assert torch.equal(first[:, 6:], second[:, :2])
+    assert torch.equal(second[:, 6:], third[:, :2])
+    assert not torch.equal(first[:, :2], second[:, :2])
+    assert torch.equal(Noise(0, SHAPE, T, torch.device("cpu"))(12), third)  # whatever was asked for before
 
 
 def test_blending_rises_from_the_old_to_the_new():

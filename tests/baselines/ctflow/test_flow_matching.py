@@ -11,6 +11,7 @@ from baselines.ctflow.flow import (
     as_velocity,
     guided,
     path,
+    shifted,
     solve,
     target,
     training_noise,
@@ -62,15 +63,18 @@ def test_whatever_the_network_predicts_the_velocity_is_the_paths(t, sigma_min, p
 def test_one_that_always_says_the_data_ends_there(solver):
     data, noise = pair()
     flow = FlowConfig(prediction="data")
-    found = solve(lambda z, t: as_velocity(data, z, t, flow), noise, solver, 4 * STAGES[solver])
+    found = solve(lambda z, t: as_velocity(data, z, t, flow), noise, solver, 4 * STAGES[solver], flow)
     assert torch.allclose(found, data, atol=1e-4)  # sigma_min of noise stays
 
 
+@pytest.mark.parametrize("shift", [1.0, 5.0])
 @pytest.mark.parametrize("steps", [1, 7])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_straight_path_is_reproduced_exactly(solver, steps):
+def test_a_straight_path_is_reproduced_exactly(solver, steps, shift):
     data, noise = pair()
-    found = solve(lambda z, t: velocity(data, noise, EXACT), noise, solver, steps * STAGES[solver])
+    found = solve(
+        lambda z, t: velocity(data, noise, EXACT), noise, solver, steps * STAGES[solver], FlowConfig(shift=shift)
+    )
     assert torch.allclose(found, data, atol=1e-12)
 
 
@@ -79,7 +83,8 @@ def test_solvers_have_the_order_of_their_name(solver, order):
     """dz/dt = z + t from z(1) = 1 ends at z(0) = 3 / e - 1; the error falls as steps ** -order."""
     start = torch.ones(1, dtype=torch.float64)
     errors = [
-        abs(float(solve(lambda z, t: z + t, start, solver, n * STAGES[solver])) - (3 / math.e - 1)) for n in (16, 32)
+        abs(float(solve(lambda z, t: z + t, start, solver, n * STAGES[solver], FLOW)) - (3 / math.e - 1))
+        for n in (16, 32)
     ]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.1)
 
@@ -92,10 +97,18 @@ def test_evaluations_are_counted_and_lie_within_the_step(solver):
         times.append(t)
         return torch.zeros_like(z)
 
-    solve(field, torch.zeros(1), solver, 5 * STAGES[solver])
+    solve(field, torch.zeros(1), solver, 5 * STAGES[solver], FlowConfig(shift=3.0))
     assert len(times) == 5 * STAGES[solver]
     assert times[0] == 1
     assert min(times) >= -1e-9
+
+
+def test_shifted_times_keep_their_ends_and_lie_nearer_to_noise():
+    t = torch.linspace(0, 1, 11)
+    assert torch.equal(shifted(t, FLOW), t)
+    moved = shifted(t, FlowConfig(shift=4.0))
+    assert moved[[0, 5, 10]].tolist() == pytest.approx([0, 0.8, 1])
+    assert (moved.diff() > 0).all()
 
 
 def test_guidance_of_one_is_none_and_of_zero_forgets_the_text():
