@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 QUALITY = (
     "dice",
     "adjacent_difference_hu",
+    "temporal_flickering",
     "body_flickering",
     "lung_correlation_z1",
     "lung_correlation_z4",
