@@ -12,9 +12,10 @@ def test_one_volume_is_learnt_by_heart(tmp_path):
     experiment = one_volume(small_experiment(tmp_path / "cache", size=64, spacing_z_mm=8.0))
     config = experiment.ctflow
     own = config.autoencoder.own
-    own.block_channels, own.unshuffle, own.latent_channels = [64], 8, 16
-    own.max_steps, own.batch_size, own.lr = 700, 8, 4e-3
-    config.model.clip_length, config.model.hidden_size, config.model.heads = 16, 192, 4
+    own.unshuffle, own.block_channels, own.latent_channels = 4, [32], 8
+    own.max_steps, own.batch_size, own.lr = 800, 8, 8e-3
+    config.model.clip_length, config.model.patch_size = 16, [2, 4, 4]
+    config.model.hidden_size, config.model.depth = 192, 2
     config.sample.evaluations, config.sample.guidance_scale = 16, 1.0
     train = config.train
     train.max_steps, train.batch_size, train.lr, train.decay_steps = 400, 4, 2e-3, 200
@@ -24,5 +25,5 @@ def test_one_volume_is_learnt_by_heart(tmp_path):
         optimizer.checkpoint_every_steps, optimizer.log_every_steps = 1000, 100
     prepare(experiment, silent)
     found = overfit(experiment, tmp_path / "training", seed=0, progress=silent)
-    assert found["autoencoder_psnr_db"] >= 28  # 30 to 31.5, as sums round; it bounds what the flow can reach
+    assert found["autoencoder_psnr_db"] >= 28  # it bounds what the flow can reach
     assert found["next_block_psnr_db"] >= 25
