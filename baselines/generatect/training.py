@@ -83,7 +83,9 @@ def join_phases(experiment: GenerateCTExperiment, folder: Path) -> None:
         weights |= {f"{phase}.{name}": value for name, value in own.items()}
         records[phase] = read_json(folder / phase / RECORD)
     steps = sum(record["steps"] for record in records.values())
+    peak = max(record.get("peak_memory_bytes") or 0 for record in records.values())  # none where weights are published
     record = {"network": keys, "digest": digest(keys), "steps": steps, "seed": experiment.seed, "phases": records}
+    record |= {"peak_memory_bytes": peak or None}
     write_result(weights, folder, record)
 
 
