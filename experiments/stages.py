@@ -34,6 +34,7 @@ from trace_lightning.config import Experiment
 from trace_lightning.device import pick_device
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import WEIGHTS, Case, Progress
+from trace_lightning.ranks import is_first, silent
 
 PACKAGES = (
     "trace-lightning",
@@ -51,6 +52,8 @@ PACKAGES = (
 def execute(task: Task) -> bool:
     """Do a task unless its stamp says that it is done; return whether there was anything to do.
 
+    Where `srun` started several processes, those after the first take part in training and leave the rest to the first.
+
     Raises:
         UserError: it was done or begun with something else.
         NotEnoughPatients: it asks for more patients than there are.
@@ -58,6 +61,10 @@ def execute(task: Task) -> bool:
     needed = depends(task)
     if stamps.check(task.folder, task.name, needed, task.stage) == "done" and is_intact(task):
         return False
+    if not is_first():
+        if task.name == "train":
+            resolve(method_of(task.experiment).train)(task.experiment, task.folder, silent)
+        return True
     print(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} {task.name} for {', '.join(task.rows)}", flush=True)
     stamps.begin(task.folder, task.name, needed)
     started = time.monotonic()
