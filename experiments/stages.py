@@ -26,6 +26,7 @@ from trace_lightning.artifacts import (
     file_digest,
     provenance_path,
     read_json,
+    read_volume,
     write_json,
     write_labels,
     write_volume,
@@ -127,7 +128,7 @@ def generate(task: Task, progress: Progress) -> dict[str, Any]:
     for case in cache.test_cases(experiment):
         total += case.grid.shape[0]
         path = task.folder / "volumes" / f"{case.case_id}.nii.gz"
-        if path.is_file() and read_json(provenance_path(path)).get("depends_digest") == made_by["depends_digest"]:
+        if _is_kept(path, made_by["depends_digest"]):
             kept += case.grid.shape[0]
         else:
             path.unlink(missing_ok=True)
@@ -249,6 +250,18 @@ def gpu_name() -> str | None:
 def packages() -> dict[str, str]:
     """Return the versions of the packages that matter to results."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _is_kept(path: Path, depends_digest: str) -> bool:
+    """Tell whether a volume is there, whole, and made in the same way."""
+    if not path.is_file():
+        return False
+    try:
+        read_volume(path)
+        return read_json(provenance_path(path)).get("depends_digest") == depends_digest
+    except UserError as error:
+        print(f"   made again: {error}", flush=True)
+        return False
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -54,7 +54,7 @@ def fit(
         callbacks: they see the averaged weights at the end of a validation.
         notes: further entries of `training.json`.
         group: where the user sets what is `experiment.train` here, for messages.
-        divided: whether the module takes a `ranks.Part` of each batch; `run.devices` x `run.num_nodes` processes train it.
+        divided: whether the module takes a `ranks.Part` of each batch, for `run.devices` x `run.num_nodes` processes.
 
     Raises:
         UserError: the folder holds a checkpoint of another experiment, the loss is not finite, or a batch does not fit.
@@ -265,6 +265,7 @@ def _quiet() -> None:
         ".*Experiment logs directory.*exists.*",
         ".*ended before the epoch.*",
         ".*lr_scheduler.step.*",
+        ".*sync_dist=True.*",  # each process validates on everything
         ".*ModelCheckpoint with manual optimization.*",  # it saves what is after the step, which is what is wanted
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -32,8 +32,8 @@ def build_denoiser(experiment: Experiment, text_dim: int) -> Denoiser:
 class TraceModule(lightning.LightningModule):
     """Trains the denoiser of a row of the ablation.
 
-    All randomness of a step comes from a generator seeded by (seed, step), and is drawn for the whole batch whatever part
-    of it this process has: a resumed run equals an uninterrupted one, and several processes train as one does.
+    All randomness of a step comes from a generator seeded by (seed, step), and is drawn for the whole batch whatever
+    part of it this process has: a resumed run equals an uninterrupted one, and several processes train as one does.
 
     Args:
         experiment: the resolved keys.
@@ -101,7 +101,7 @@ class TraceModule(lightning.LightningModule):
         number = asked.sum() if part.world == 1 else self.trainer.strategy.reduce(asked.sum(), reduce_op="mean")
         return (errors * asked).sum() / number, x_t
 
-    def _noise(self, data: Tensor, generator: torch.Generator, part: Part) -> Tensor:
+    def _noise(self, data: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
         """Return the noise of samples, (B, F, H, W); that of a pair correlated to an extent drawn for each."""
         noise = part.draw(torch.randn, data.shape, generator)
         if highest := self.experiment.train.noise_correlation:
