@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-MODULES = ["tests.faults.warm"]
 LIMIT_S = 300
 
 Strike = Callable[[Any], None]
@@ -61,6 +61,17 @@ class _Striking:
             time.sleep(self.injection.pause_s)
 
 
+def warm_up() -> None:
+    """Start the process that all runs are forked from."""
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    try:
+        forkserver.set_forkserver_preload(["warm"])
+        forkserver.ensure_running()
+    finally:
+        os.environ["PYTHONPATH"] = before
+
+
 class Run:
     """A command in a process group of its own; its output goes to a file."""
 
@@ -68,7 +79,6 @@ class Run:
         self, arguments: list[str], log: Path, injection: Injection | None, prelude: Callable[[], None] | None
     ):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(MODULES)
         self.log = log
         self.process = context.Process(target=_command, args=(arguments, log, injection, prelude))
         self.started = time.monotonic()

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-
-from tests.experiments.project import BASE, COLUMNS, TINY
-from tests.faults.command import Injection, Run
+from command import Injection, Run
+from project import BASE, COLUMNS, TINY
 
 RESULTS = (
     "cache/**/*.npy",

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import strikes
+from command import Injection, warm_up
+from matrix import Cell, Matrix
+from project import until, write_tree
+from scene import Scene, mounted_disk, poison, unmount_below
 
-from tests.experiments.project import until, write_tree
-from tests.faults import strikes
-from tests.faults.command import Injection
-from tests.faults.report import Cell, Matrix
-from tests.faults.scene import Scene, mounted_disk, poison, unmount_below
 from trace_lightning.artifacts import read_json
 
 pytestmark = [
@@ -207,6 +207,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tree: Path) -> Scene:
     """A project that ran to its end, not to be changed."""
+    warm_up()
     scene = Scene.new(tmp_path_factory.mktemp("finished") / "project", tree)
     first, run = scene.run(), None
     assert first.end() == 0, first.output()  # loads what is loaded once
