@@ -14,5 +14,7 @@ import trace_lightning.generation
 import trace_lightning.module
 import trace_lightning.monitoring
 import trace_lightning.training  # noqa: F401
+from experiments import stamps
 
 torch.set_num_threads(1)
+stamps.code_digests(f"{name}/**/*.py" for name in ("trace_lightning", "evaluation", "experiments"))  # may be edited now
