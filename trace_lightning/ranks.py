@@ -56,8 +56,9 @@ def part_of(trainer: Any) -> Part:
 
 
 def is_first() -> bool:
-    """Tell whether this process is the one that writes, of those that `srun` started or `together`."""
-    return int(os.environ.get("SLURM_PROCID", "0")) == 0 and int(os.environ.get("LOCAL_RANK", "0")) == 0
+    """Tell whether this process is the one that writes, of those that `srun`, `torchrun` or `together` started."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0")))
+    return int(rank) == 0
 
 
 def silent(done: int, total: int, note: str = "") -> None:
@@ -76,12 +77,20 @@ def together(number: int, function: Callable[..., None], *arguments: Any) -> Ite
         arguments: of the function.
 
     Raises:
-        UserError: what was wrong in another process, if this one fails because of it.
+        UserError: what was wrong in another process, if this one fails because of it; or Slurm has started too few.
     """
-    if number == 1 or "LOCAL_RANK" in os.environ or "SLURM_NTASKS" in os.environ:
+    from lightning.fabric.plugins.environments.lightning import find_free_network_port
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    of_slurm = SLURMEnvironment.detect()
+    if of_slurm and int(os.environ["SLURM_NTASKS"]) % number:
+        raise UserError(
+            f"run.devices={number} under Slurm needs as many tasks on each node (srun --ntasks-per-node={number}); this "
+            f"job has {os.environ['SLURM_NTASKS']} in all"
+        )
+    if number == 1 or of_slurm or "LOCAL_RANK" in os.environ:
         yield
         return
-    from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
     context = multiprocessing.get_context("spawn")
     messages = context.SimpleQueue()

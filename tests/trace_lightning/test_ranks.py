@@ -17,9 +17,12 @@ from safetensors.torch import load_file
 from trace_lightning.artifacts import read_json
 from trace_lightning.config import Experiment
 from trace_lightning.data.datamodule import StreamSampler
+from trace_lightning.data.text import text_dim
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import RECORD
+from trace_lightning.module import build_denoiser
 from trace_lightning.protocol import WEIGHTS
+from trace_lightning.random_inputs import random_inputs
 from trace_lightning.ranks import Part, silent, together
 from trace_lightning.training import train
 
@@ -72,6 +75,24 @@ def test_two_processes_have_the_curve_of_one(prepared, tmp_path, keys):
     assert max(float((same[name] - value).abs().max()) for name, value in weights.items()) < 1e-4
     assert [read_json(folder / RECORD)["processes"] for folder in folders.values()] == [1, 2]
     assert {path.name for path in folders[1].rglob("*")} == {path.name for path in folders[2].rglob("*")}
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("paired", [True, False])
+def test_every_weight_has_a_gradient_whatever_the_row(tiny, paired, guided):
+    """Processes wait for each other's gradients of all weights."""
+    model = replace(tiny.model, paired_frames=paired, anatomical_guidance=guided, flow=paired and guided)
+    experiment = replace(tiny, model=model)
+    denoiser = build_denoiser(experiment, text_dim(experiment.text))
+    denoiser(*random_inputs(experiment, 2, torch.device("cpu"))).sum().backward()
+    assert [name for name, value in denoiser.named_parameters() if value.grad is None] == []
+
+
+def test_too_few_tasks_of_slurm_are_refused(monkeypatch):
+    for name, value in {"NTASKS": "1", "JOB_NAME": "a", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(UserError, match="srun --ntasks-per-node=2"), together(2, refused):
+        pytest.fail("it went on")
 
 
 def refused() -> None:
