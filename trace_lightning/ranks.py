@@ -85,8 +85,8 @@ def together(number: int, function: Callable[..., None], *arguments: Any) -> Ite
     of_slurm = SLURMEnvironment.detect()
     if of_slurm and int(os.environ["SLURM_NTASKS"]) % number:
         raise UserError(
-            f"run.devices={number} under Slurm needs as many tasks on each node (srun --ntasks-per-node={number}); this "
-            f"job has {os.environ['SLURM_NTASKS']} in all"
+            f"run.devices={number} under Slurm needs as many tasks on each node (srun --ntasks-per-node={number}); "
+            f"this job has {os.environ['SLURM_NTASKS']} in all"
         )
     if number == 1 or of_slurm or "LOCAL_RANK" in os.environ:
         yield
