@@ -28,6 +28,7 @@ def fill_disk(root: Path, task: object) -> None:
 def forbid_writing(cache: Path, task) -> None:
     """Make the folder that a stage writes to read-only; root heeds no modes, but a mount."""
     folder = cache if task.name == "prepare" else task.folder
+    folder.mkdir(exist_ok=True)
     if os.geteuid() != 0:
         folder.chmod(0o555)
         return
