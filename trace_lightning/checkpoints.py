@@ -106,7 +106,7 @@ class Checkpoints(Checkpoint):
 
 def files(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, in no order."""
-    return list(Path(folder).glob("*.ckpt"))
+    return list(Path(folder).glob("[!.]*.ckpt"))
 
 
 def take_up(folder: Path, notes: bool = True) -> Path | None:
@@ -138,7 +138,7 @@ def remove_all(folder: Path) -> None:
     """Remove all checkpoints of a folder, Slurm's too."""
     for path in files(folder):
         _remove(path)
-    for record in folder.glob("*.ckpt.json"):
+    for record in folder.glob("[!.]*.ckpt.json"):
         record.unlink()
 
 
