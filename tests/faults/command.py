@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = 300
+LIMIT_S = 1800  # of a machine that has other work
 
 Strike = Callable[[Any], None]
 Prelude = Callable[[], None]

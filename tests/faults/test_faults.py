@@ -93,7 +93,7 @@ def read_only(cell: Stage) -> str:
 def two_processes(cell: Stage) -> str:
     at_work = cell.scene.root / "at_work"
     first = cell.scene.run(cell.injection(partial(strikes.flag, at_work), pause_s=0.3))
-    until(at_work.exists, seconds=120)
+    until(at_work.exists, seconds=600)
     second = cell.scene.run()
     code = second.end()
     assert first.end() == 0, first.output()
