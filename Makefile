@@ -9,6 +9,7 @@ BOOTSTRAP := requirements/bootstrap.txt
 INSTALLER ?= uv
 PROFILE ?= phantom
 SEED ?= 0
+SEEDS ?= $(SEED)
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
@@ -16,7 +17,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
-	@echo "  variables: PROFILE=$(PROFILE) SEED=$(SEED) VENV=$(VENV) PYTHON=$(PYTHON) INSTALLER=uv|pip"
+	@echo "  variables: PROFILE=$(PROFILE) SEED=$(SEED) SEEDS=\"$(SEEDS)\" VENV=$(VENV) PYTHON=$(PYTHON) INSTALLER=uv|pip"
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "need Python 3.11, 3.12 or 3.13 with venv (Debian/Ubuntu: apt install python3-venv), or: make PYTHON=/path/to/python"; exit 1; }
@@ -36,22 +37,22 @@ endif
 setup: $(VENV)/.installed  ## Create .venv with the locked packages (about 5 GB on Linux)
 
 ablation-table1: setup  ## Train, generate and score every row of Table 1, then print it
-	$(PY) -m experiments run experiments/table1.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m experiments run experiments/table1.yaml --profile $(PROFILE) --seeds $(SEEDS)
 
 ablation-table2: setup  ## Score the rows of Table 2 (FID, FVD, CLIP score), then print it
-	$(PY) -m experiments run experiments/table2.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m experiments run experiments/table2.yaml --profile $(PROFILE) --seeds $(SEEDS)
 
 fig5-masks: setup  ## The mask-granularity study of Fig. 5
-	$(PY) -m experiments run experiments/fig5_masks.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m experiments run experiments/fig5_masks.yaml --profile $(PROFILE) --seeds $(SEEDS)
 
 smoke: setup  ## Table 1 with tiny settings: the whole path in about a minute
 	$(PY) -m experiments run experiments/table1.yaml --profile smoke
 
 table: setup  ## Print Table 1 again from the scores on disk
-	$(PY) -m evaluation table experiments/table1.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m evaluation table experiments/table1.yaml --profile $(PROFILE) --seeds $(SEEDS)
 
 status: setup  ## Show which stages of Table 1 are done
-	$(PY) -m experiments status experiments/table1.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m experiments status experiments/table1.yaml --profile $(PROFILE) --seeds $(SEEDS)
 
 test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WEIGHTS=folder on weights)
 	$(PY) -m pytest

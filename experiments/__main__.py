@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   python -m experiments run table1 --profile smoke              the same path with tiny settings
   python -m experiments run table1 --dry-run                    what would be done, how long, how large
   python -m experiments run ours --seed 1                       one row, another seed
+  python -m experiments run table1 --seeds 0 1 2                every row three times: mean and spread
   python -m experiments run ours sample.num_inference_steps=24  an override: results go to runs/scratch/
   python -m experiments run table1 --redo generate              discard volumes and scores, keep the trainings
   python -m experiments status table1                           rows and stages
@@ -50,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
         help="discard the results of prepare, train, generate or evaluate and of what follows, and do them again",
     )
     run.add_argument("--dry-run", action="store_true", help="only print what would be done and an estimate of its cost")
-    _command(commands, "status", _status, "TABLE_OR_EXPERIMENT", "print how far each stage of each row is")
+    status = _command(
+        commands, "status", _status, "TABLE_OR_EXPERIMENT", "print how far each stage of each row is, and what failed"
+    )
+    status.add_argument("--watch", action="store_true", help="go on showing it until all is done")
     _command(commands, "show", _show, "EXPERIMENT", "print every key of an experiment and the file that set it")
     bench = _command(
         commands, "bench", _bench, "EXPERIMENT", "time samplers on one set of weights, beside their quality"
@@ -81,6 +85,8 @@ def _command(commands, name: str, do, target: str, text: str) -> argparse.Argume
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides, as train.max_steps=10")
     command.add_argument("--profile", default="phantom", help="data, size and device: experiments/profiles/ (phantom)")
     command.add_argument("--seed", type=int, default=0, help="of training and sampling (0)")
+    if name in ("run", "status", "submit"):
+        command.add_argument("--seeds", type=int, nargs="+", metavar="K", help="several: tables of mean and spread")
     command.set_defaults(do=do)
     return command
 
@@ -93,9 +99,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from experiments import pipeline
+    from experiments import status
 
-    print(pipeline.status(_request(options)))
+    if options.watch:
+        status.watch(_request(options))
+    else:
+        print(status.status(_request(options)))
     return 0
 
 
@@ -123,7 +132,11 @@ def _show(options: argparse.Namespace) -> int:
 def _request(options: argparse.Namespace, **more):
     from experiments.pipeline import Request
 
-    return Request(options.target, options.profile, options.seed, tuple(options.overrides), **more)
+    return Request(options.target, options.profile, _seeds(options), tuple(options.overrides), **more)
+
+
+def _seeds(options: argparse.Namespace) -> tuple[int, ...]:
+    return tuple(getattr(options, "seeds", None) or [options.seed])
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ treats them all alike.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -46,16 +44,14 @@ class Outcome:
 class Workers:
     """A fixed number of workers; closed at the end of a `with` block."""
 
-    def __init__(self, number: int, threads: int, lock: Path):
+    def __init__(self, number: int, threads: int):
         """Start them.
 
         Args:
             number: how many.
             threads: of each; 0 shares the cores out.
-            lock: a file on which every living worker holds a shared lock.
         """
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        self.number, self.lock = number, lock
+        self.number = number
         self.threads = threads or max(1, (os.cpu_count() or 1) // number)
         self.free: list[_Worker] = [self._start() for _ in range(number)]
         self.busy: dict[Any, _Worker] = {}
@@ -94,28 +90,11 @@ class Workers:
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self.lock))
+        process = context.Process(target=_work, args=(theirs,))
         with _environment(dict.fromkeys(THREAD_VARIABLES, str(self.threads))):  # read when libraries are loaded
             process.start()
         theirs.close()
         return _Worker(process, ours)
-
-
-def wait_until_gone(lock: Path) -> None:
-    """Wait until the workers of a killed run have ended.
-
-    Raises:
-        UserError: they have not after half a minute.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        for _ in range(PATIENCE_S * 10):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.1)
-    raise UserError(f"{lock}: workers of a run that was killed are still alive; end them and repeat the command")
 
 
 @dataclass(frozen=True)
@@ -124,23 +103,21 @@ class _Worker:
     connection: Connection
 
 
-def _work(connection: Connection, lock: Path) -> None:
+def _work(connection: Connection) -> None:
     """Answer calls until the parent hangs up."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        while True:
-            try:
-                function, argument, log = connection.recv()
-            except EOFError:
-                return
-            _forget_peak_memory()
-            _print_to(log)
-            outcome = _answer(function, argument, log)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            connection.send(outcome)
+    while True:
+        try:
+            function, argument, log = connection.recv()
+        except EOFError:
+            return
+        _forget_peak_memory()
+        _print_to(log)
+        outcome = _answer(function, argument, log)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.send(outcome)
 
 
 def _answer(function: str, argument: Any, log: Path) -> Outcome:
