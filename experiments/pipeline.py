@@ -165,7 +165,7 @@ def report(tasks: Sequence[Task], outcomes: dict[Any, Outcome]) -> int:
         line = f"{', '.join(dict.fromkeys(names))}: {message}"
         print(line if state == "unavailable" else f"error: {line}", file=None if state == "unavailable" else sys.stderr)
     states = {state for state, _ in rows}
-    return 1 if "broken" in states else 2 if "refused" in states else 0
+    return 1 if "broken" in states else 2 if states & {"refused", "stopped"} else 0
 
 
 @contextlib.contextmanager

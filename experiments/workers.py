@@ -1,8 +1,8 @@
 """Worker processes: each takes one call at a time, keeps its imports warm, and dies with its parent.
 
 A worker is spawned, so that nothing of the parent is copied. What a call prints goes to a log file. An exception that
-nobody foresaw ends the worker, with its traceback in that log; so does a kill or a lack of memory, and the parent
-treats them all alike.
+nobody foresaw ends the worker, with its traceback in that log; so does a kill, and the parent treats them all alike. A
+worker that a signal asks to stop leaves its files in order, says so and ends; a training saves its state first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.methods import resolve
-from trace_lightning.errors import NotEnoughPatients, UserError
+from trace_lightning.errors import NotEnoughPatients, Stopped, UserError, stop_on_signals
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 PATIENCE_S = 30
@@ -31,12 +31,13 @@ class Outcome:
     """How a call ended.
 
     Attributes:
-        state: done; unavailable (not enough patients); refused (an error of the user's to mend); broken.
-        value: what the call returned, if done.
+        state: done; unavailable (not enough patients); refused (an error of the user's to mend); stopped (by a signal
+            to its worker); broken.
+        value: what the call returned, if done; the number of the signal, if stopped.
         message: why not, otherwise.
     """
 
-    state: Literal["done", "unavailable", "refused", "broken"]
+    state: Literal["done", "unavailable", "refused", "stopped", "broken"]
     value: Any = None
     message: str = ""
 
@@ -80,7 +81,7 @@ class Workers:
                 del self.busy[key]
                 try:
                     outcome = worker.connection.recv()
-                    self.free.append(worker)
+                    self.free.append(self._start() if outcome.state == "stopped" else worker)
                 except (EOFError, ConnectionResetError):
                     outcome = Outcome("broken", message=_cause_of_death(worker.process))
                     self.free.append(self._start())
@@ -104,29 +105,36 @@ class _Worker:
 
 
 def _work(connection: Connection) -> None:
-    """Answer calls until the parent hangs up."""
+    """Answer calls until the parent hangs up, or a signal asks to stop."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    while True:
-        try:
+    stop_on_signals()
+    with contextlib.suppress(EOFError, Stopped):
+        outcome = None
+        while outcome is None or outcome.state != "stopped":
             function, argument, log = connection.recv()
-        except EOFError:
-            return
-        _forget_peak_memory()
-        _print_to(log)
-        outcome = _answer(function, argument, log)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        connection.send(outcome)
+            _forget_peak_memory()
+            outcome = answer(function, argument, log)
+            with contextlib.suppress(OSError):  # a full disk, which the outcome says
+                sys.stdout.flush()
+                sys.stderr.flush()
+            connection.send(outcome)
 
 
-def _answer(function: str, argument: Any, log: Path) -> Outcome:
+def answer(function: str, argument: Any, log: Path) -> Outcome:
+    """Call `function` ("module:name") with `argument`, printing to `log`, and say how it ended."""
     try:
+        _print_to(log)
         return Outcome("done", resolve(function)(argument))
     except NotEnoughPatients as error:
         return Outcome("unavailable", message=str(error))
     except UserError as error:
         return Outcome("refused", message=str(error))
+    except Stopped as stop:
+        return Outcome("stopped", stop.number, f"{stop}; repeat the command to continue")
+    except MemoryError as error:
+        reason = f"no memory is left ({error or 'none can be had'}); lower run.jobs or data.num_workers"
+        return Outcome("refused", message=reason)
     except OSError as error:  # a full or read-only disk
         if error.errno is None:
             raise
@@ -172,5 +180,6 @@ def _cause_of_death(process: multiprocessing.process.BaseProcess) -> str:
     process.join(PATIENCE_S)
     code = process.exitcode
     if code is not None and code < 0:
-        return f"its process was ended by {signal.Signals(-code).name} (out of memory?)"
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"its process was ended by {signal.Signals(-code).name}{hint}"
     return "it ended with an unexpected error"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -32,3 +34,30 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextlib.contextmanager
+def within_memory(device: torch.device, what: str, keys: Mapping[str, object]) -> Iterator[None]:
+    """Turn a lack of the device's memory into a message.
+
+    Args:
+        device: where the work runs.
+        what: runs, for the message.
+        keys: the keys to lower, with their values now; those that are None say nothing.
+
+    Raises:
+        UserError: with what is free, and the keys.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free = ""
+        if device.type == "cuda":
+            left, total = torch.cuda.mem_get_info(device)
+            held = torch.cuda.max_memory_allocated(device)
+            free = f"; {held / 1e9:.1f} GB were taken, {left / 1e9:.1f} of {total / 1e9:.1f} GB are free"
+        lower = "".join(f"lower {key} (now {value}), " for key, value in keys.items() if value is not None)
+        reason = str(error).splitlines()[0] if str(error) else "no more can be had"
+        raise UserError(
+            f"{what}: out of memory on {device}: {reason}{free}; {lower}free the device, or set run.device=cpu"
+        ) from None

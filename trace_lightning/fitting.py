@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from trace_lightning.data.datamodule import CTRateDataModule
 
-RECORD, CHECKPOINT, METRICS = "training.json", "last.ckpt", "metrics"
+RECORD, METRICS = "training.json", "metrics"
 
 
 def fit(
@@ -36,11 +36,12 @@ def fit(
     progress: Progress,
     callbacks: Sequence[lightning.Callback] = (),
     notes: dict | None = None,
+    group: str = "train",
 ) -> None:
-    """Train what `build` returns in `folder`; resume from the folder's checkpoint if there is one.
+    """Train what `build` returns in `folder`; resume from the folder's newest whole checkpoint if there is one.
 
     Leaves `model.safetensors` (averaged weights of the module's `network`), `training.json` and
-    `metrics/session<n>/metrics.csv` (one for each time it was started); the checkpoint is removed at the end.
+    `metrics/session<n>/metrics.csv` (one for each time it was started); checkpoints are removed at the end.
 
     Args:
         experiment: `seed`, `train` and `run` hold for this training.
@@ -51,22 +52,19 @@ def fit(
         progress: told of steps.
         callbacks: they see the averaged weights at the end of a validation.
         notes: further entries of `training.json`.
+        group: where the user sets what is `experiment.train` here, for messages.
 
     Raises:
-        UserError: the folder holds a checkpoint of another experiment, or the loss is not finite.
+        UserError: the folder holds a checkpoint of another experiment, the loss is not finite, or a batch does not fit.
+        Stopped: by a signal, with a checkpoint of the last step.
     """
     import lightning
     import torch
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.callbacks import LearningRateMonitor
 
-    from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
-    from trace_lightning.monitoring import (
-        AtomicCheckpoints,
-        AveragedWeights,
-        FiniteLoss,
-        ProgressReport,
-        Throughput,
-    )
+    from trace_lightning.checkpoints import CheckedFiles, Checkpoints, incidents, take_up
+    from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory, within_memory
+    from trace_lightning.monitoring import AveragedWeights, FiniteLoss, ProgressReport, Throughput
 
     folder, settings = Path(folder), experiment.train
     if is_trained(folder):
@@ -80,21 +78,15 @@ def fit(
         module = build()
     _check_owner(folder, identity)
 
-    resume = folder / CHECKPOINT
     averaged = AveragedWeights(decay=settings.ema_decay, use_buffers=False)  # buffers, as codebooks, stay the last
     callbacks = [
         *callbacks,  # before the average is swapped out again at the end of validation
         averaged,
-        ModelCheckpoint(
-            dirpath=folder,
-            filename=Path(CHECKPOINT).stem,
-            every_n_train_steps=settings.checkpoint_every_steps,
-            enable_version_counter=False,
-        ),
         LearningRateMonitor("step"),
         ProgressReport(progress, datamodule.num_steps),
-        FiniteLoss(),
+        FiniteLoss(folder, group),
         Throughput(),
+        Checkpoints(folder, settings.checkpoint_every_steps),
     ]
     trainer = lightning.Trainer(
         accelerator=device.type,
@@ -107,7 +99,7 @@ def fit(
         num_sanity_val_steps=0,
         log_every_n_steps=settings.log_every_steps,
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
+        plugins=[CheckedFiles()],
         logger=_loggers(folder, experiment),
         default_root_dir=folder,
         enable_progress_bar=False,
@@ -115,7 +107,8 @@ def fit(
     )
     reset_peak_memory(device)
     started = time.monotonic()
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+    with within_memory(device, f"training in {folder}", {f"{group}.batch_size": settings.batch_size}):
+        trainer.fit(module, datamodule=datamodule, ckpt_path=take_up(folder), weights_only=True)
     if trainer.global_step < datamodule.num_steps:
         raise RuntimeError(f"training stopped at step {trainer.global_step} of {datamodule.num_steps}")
     record = {
@@ -126,6 +119,7 @@ def fit(
         "last_session_seconds": round(time.monotonic() - started, 1),
         "peak_memory_bytes": peak_memory_bytes(device),
         **(notes or {}),
+        "incidents": incidents(folder),
         "metrics": {key: round(float(value), 6) for key, value in trainer.callback_metrics.items()},
     }
     write_result(averaged.network_weights(), folder, record)
@@ -165,22 +159,28 @@ def step_generator(seed: int, purpose: int, index: int, device: torch.device) ->
 
 
 def write_result(weights: dict, folder: Path, record: dict) -> None:
-    """Write the weights, then the record that vouches for them, then drop the checkpoint."""
+    """Write the weights, then the record that vouches for them, then drop the checkpoints."""
     from safetensors.torch import save
+
+    from trace_lightning.checkpoints import remove_all
+    from trace_lightning.monitoring import BAD_BATCH
 
     with atomic_path(folder / WEIGHTS) as temporary:
         temporary.write_bytes(save(weights))  # `save_file` hides a full disk behind an error of its own
     parameters = sum(value.numel() for value in weights.values())
     own = {"weights_digest": file_digest(folder / WEIGHTS), "parameters": parameters}
     write_json(folder / RECORD, record | own)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    remove_all(folder)
+    (folder / BAD_BATCH).unlink(missing_ok=True)
 
 
 def _check_owner(folder: Path, identity: dict) -> None:
     """Refuse to resume a checkpoint that another experiment left in this folder."""
+    from trace_lightning.checkpoints import files
+
     owner = folder / "owner.json"
-    if (folder / CHECKPOINT).is_file() and owner.is_file() and read_json(owner) != identity:
-        raise UserError(f"{folder / CHECKPOINT}: a checkpoint of another experiment; remove the folder or name another")
+    if owner.is_file() and read_json(owner) != identity and (found := files(folder)):
+        raise UserError(f"{found[0]}: a checkpoint of another experiment; remove the folder or name another")
     write_json(owner, identity)
 
 

@@ -19,7 +19,7 @@ from trace_lightning.data.flow import volume_mask_flow
 from trace_lightning.data.masks import class_map
 from trace_lightning.data.preprocess import model_grid, unit_to_hu
 from trace_lightning.data.text import embed_prompts, text_dim
-from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
+from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory, within_memory
 from trace_lightning.engine import fitting_batch, flops, matmul_flops_per_second, tuned
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
@@ -121,7 +121,8 @@ class TraceGenerator:
                 done += slices
                 progress(done, total, "")
 
-            yield from self._generate_abreast(group, seeds[at : at + abreast], advance)
+            with within_memory(self.device, f"sampling {group[0].case_id}", self._memory_keys()):
+                yield from self._generate_abreast(group, seeds[at : at + abreast], advance)
 
     def _generate_abreast(self, cases: Sequence[Case], seeds: Sequence[int], advance) -> Iterator[Generated]:
         data, sample = self.experiment.data, self.settings
@@ -198,6 +199,12 @@ class TraceGenerator:
             self._text(case.prompt).to(self.device),
             flow,
         )
+
+    def _memory_keys(self) -> dict[str, int | None]:
+        """Return the keys that the memory of sampling goes with."""
+        sample = self.settings
+        tiles = sample.tile_batch if sample.sampler == "brickwork" else None
+        return {"sample.volumes_abreast": sample.volumes_abreast, "sample.tile_batch": tiles}
 
     def _distances(self) -> list[int]:
         """Return the distances of the pairs that the sampler draws."""

@@ -1,30 +1,21 @@
-"""What watches a training: averaged weights, progress, sample images, a finite loss, whole checkpoints."""
+"""What watches a training: averaged weights, progress, throughput, a finite loss, sample images."""
 
 from __future__ import annotations
 
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from trace_lightning.artifacts import atomic_path
+from trace_lightning.artifacts import atomic_path, write_json
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import Progress
 from trace_lightning.sampling.solver import Solver
 
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoint file, renamed into place."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any | None = None) -> None:
-        """Write beside `path`, then rename."""
-        with atomic_path(Path(path)) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
+BAD_BATCH = "bad_batch.json"
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -75,16 +66,30 @@ class Throughput(lightning.Callback):
 
 
 class FiniteLoss(lightning.Callback):
-    """Stops a training whose loss is not a number, and names the batch."""
+    """Stops a training whose loss is not a number, and leaves what its batch was made of.
+
+    Args:
+        folder: takes `bad_batch.json`.
+        group: of the keys that the training is set up with, named in the message.
+    """
+
+    def __init__(self, folder: Path, group: str):
+        self.path, self.group = folder / BAD_BATCH, group
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        """Raise if the loss is NaN or infinite."""
-        if not math.isfinite(float(outputs["loss"])):
-            cases = ", ".join(sorted(set(batch["case_id"])))
-            raise UserError(
-                f"the loss became {float(outputs['loss'])} at step {trainer.global_step} on {cases}; lower train.lr or "
-                "train.grad_clip, or look at these volumes"
-            )
+        """Raise if the loss is NaN or infinite, in all processes if it is in one."""
+        loss = float(outputs["loss"])
+        if trainer.strategy.reduce_boolean_decision(math.isfinite(loss)):
+            return
+        step = trainer.global_step - 1
+        samples = trainer.datamodule.samples_of(step)
+        if trainer.is_global_zero:
+            write_json(self.path, {"step": step, "loss": str(loss), "samples": samples})
+        cases = ", ".join(sorted({sample["case_id"] for sample in samples}))
+        raise UserError(
+            f"the loss became {loss} at step {step} on {cases} (all of the batch: {self.path}); lower {self.group}.lr or "
+            f"{self.group}.grad_clip, or look at these volumes"
+        )
 
 
 class SampleImages(lightning.Callback):

@@ -31,7 +31,7 @@ from trace_lightning.anatomy.grid import Grid, resample
 from trace_lightning.artifacts import Volume
 from trace_lightning.data.cache import PreparedCase, volumes_folder
 from trace_lightning.data.preprocess import unit_to_hu
-from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
+from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory, within_memory
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
 from trace_lightning.protocol import FROM_SLICE_0, Case, Generated, Progress
@@ -84,7 +84,8 @@ class CTFlowGenerator:
             def advance(made: int, done: int = done, own: int = case.grid.shape[0]) -> None:
                 progress(done + min(made, own), total, "")  # the method's own length may be another
 
-            yield self._generate(case, seed, advance)
+            with within_memory(self.device, f"sampling {case.case_id}", {}):  # clip by clip: there is nothing to lower
+                yield self._generate(case, seed, advance)
             done += case.grid.shape[0]
             progress(done, total, "")
 

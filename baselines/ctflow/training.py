@@ -59,6 +59,7 @@ def train(experiment: CTFlowExperiment, folder: Path, progress: Progress) -> Non
         network_keys(experiment),
         _named(progress, "flow"),
         notes={"prompts": len(text), "prompts_truncated": num_truncated(text.values())},
+        group="ctflow.train",
     )
 
 
@@ -78,7 +79,8 @@ def train_autoencoder(experiment: CTFlowExperiment, folder: Path, progress: Prog
     datamodule = CTRateDataModule(own, None, SliceDataset)
     datamodule.setup("fit")
     identity = autoencoder_keys(experiment)
-    fit(own, lambda: AutoencoderModule(own, datamodule.num_steps), datamodule, folder, identity, progress)
+    group = "ctflow.autoencoder.own"
+    fit(own, lambda: AutoencoderModule(own, datamodule.num_steps), datamodule, folder, identity, progress, group=group)
 
     network = build_own(own.train).to(torch.device(pick_device(experiment.run.device))).eval()
     network.load_state_dict(load_weights(folder, identity, experiment.name))

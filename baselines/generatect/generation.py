@@ -22,7 +22,7 @@ from baselines.generatect.views import slice_positions
 from trace_lightning.anatomy.grid import resample
 from trace_lightning.artifacts import Volume
 from trace_lightning.data.preprocess import unit_to_hu
-from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
+from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory, within_memory
 from trace_lightning.errors import UserError
 from trace_lightning.fitting import load_weights
 from trace_lightning.protocol import ALL_AT_ONCE, Case, Generated, Progress
@@ -73,7 +73,9 @@ class GenerateCTGenerator:
             progress(done, total, "")
 
         for case, seed in zip(cases, seeds, strict=True):
-            yield self._generate(case, seed, advance)
+            keys = {"generatect.sample.slices_abreast": config.sample.slices_abreast}
+            with within_memory(self.device, f"sampling {case.case_id}", keys):
+                yield self._generate(case, seed, advance)
 
     def _generate(self, case: Case, seed: int, advance) -> Generated:
         data, config = self.experiment.data, self.experiment.generatect

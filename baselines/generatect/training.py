@@ -54,7 +54,8 @@ def train_tokenizer(experiment: GenerateCTExperiment, folder: Path, progress: Pr
     datamodule.setup("fit")
     build = partial(TokenizerModule, own, text.text_dim(experiment), datamodule.num_steps)
     unclipped = replace(own, train=replace(own.train, grad_clip=None))  # the module clips: it has two optimisers
-    fit(unclipped, build, datamodule, folder, keys, _noted(progress, "tokenizer"))
+    group = "generatect.tokenizer.train"
+    fit(unclipped, build, datamodule, folder, keys, _noted(progress, "tokenizer"), group=group)
 
 
 def train_transformer(experiment: GenerateCTExperiment, folder: Path, progress: Progress, tokenizer: Path) -> None:
@@ -189,7 +190,8 @@ def _train_encoded(
     datamodule.setup("fit")
     build = partial(module, own, text_dim, datamodule.num_steps)
     notes = {"prompts": len(embedded), "prompts_truncated": num_truncated(embedded.values())}
-    fit(own, build, datamodule, folder, keys, _noted(progress, phase), notes=notes)
+    group = f"generatect.{phase}.train"
+    fit(own, build, datamodule, folder, keys, _noted(progress, phase), notes=notes, group=group)
 
 
 def _noted(progress: Progress, phase: str) -> Progress:

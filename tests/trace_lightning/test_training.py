@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trace_lightning import checkpoints
 from trace_lightning.artifacts import file_digest, read_json, write_json
 from trace_lightning.config import Experiment
 from trace_lightning.data import cache
 from trace_lightning.errors import UserError
-from trace_lightning.fitting import CHECKPOINT, RECORD
+from trace_lightning.fitting import RECORD
 from trace_lightning.generation import load_generator
 from trace_lightning.protocol import WEIGHTS
 from trace_lightning.training import text_embeddings, train
@@ -49,7 +50,7 @@ def test_a_training_leaves_weights_a_record_curves_and_pictures(trained):
     assert np.isfinite(record["metrics"]["val/loss"])
     assert (trained / "metrics" / "session0" / "metrics.csv").read_text().count("\n") > 8
     assert len(list((trained / "samples").glob("*.png"))) == 2
-    assert not (trained / CHECKPOINT).exists()
+    assert not checkpoints.files(trained) and record["incidents"] == []
 
 
 def test_prompts_beyond_the_context_are_said(prepared, tree, make_chest, tmp_path, capsys):
@@ -72,7 +73,7 @@ def test_killed_and_repeated_gives_the_same_weights(prepared, trained, tmp_path)
     OmegaConf.save(OmegaConf.structured(prepared), tmp_path / "config.yaml")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(tmp_path / "training"), "5"]
     assert subprocess.run(command, check=False).returncode == 9
-    assert (tmp_path / "training" / CHECKPOINT).is_file()
+    assert checkpoints.files(tmp_path / "training")
     assert not (tmp_path / "training" / WEIGHTS).exists()
     seen = []
     train(prepared, tmp_path / "training", lambda done, total, note="": seen.append(done))
@@ -89,7 +90,7 @@ def test_killed_after_the_last_step_the_weights_are_still_the_average(prepared, 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("trace_lightning.fitting.write_result", power_cut)
         train(experiment, tmp_path, silent)
-    assert (tmp_path / CHECKPOINT).is_file()
+    assert checkpoints.files(tmp_path)
     train(experiment, tmp_path, silent)
     assert file_digest(tmp_path / WEIGHTS) == file_digest(trained / WEIGHTS)
 
@@ -119,7 +120,7 @@ def test_wandb_online_without_a_key_is_refused_before_training(prepared, tmp_pat
 
 
 def test_a_checkpoint_of_another_experiment_is_refused(prepared, tmp_path):
-    (tmp_path / CHECKPOINT).write_bytes(b"")
+    (tmp_path / "step00000001.ckpt").write_bytes(b"")
     write_json(tmp_path / "owner.json", {"method": "another"})
     with pytest.raises(UserError, match="checkpoint of another experiment"):
         train(prepared, tmp_path, silent)

@@ -95,11 +95,16 @@ class CTRateDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Return the batches from the trainer's current step on."""
         start_step = self.trainer.global_step if self.trainer is not None else 0
-        batch_size = self.experiment.train.batch_size
-        sampler = StreamSampler(
-            len(self.train_view), batch_size, self.num_steps, seed=self.experiment.seed, start_step=start_step
-        )
-        return self._loader(self.train_view, sampler)
+        return self._loader(self.train_view, self._stream(start_step))
+
+    def samples_of(self, step: int) -> list[dict]:
+        """Return which samples a training step sees: the case and the slices of each, and its place in the stream."""
+        draws = next(iter(self._stream(step)))
+        samples = [self.train_view.sample(draw.sample) for draw in draws]
+        return [
+            {"case_id": sample.case.case_id, "slices": sample.frames, "position": draw.position}
+            for draw, sample in zip(draws, samples, strict=True)
+        ]
 
     def val_dataloader(self) -> DataLoader | list:
         """Return at most 64 samples, fixed by `data.split_seed`; an empty list (no validation) without val patients."""
@@ -115,6 +120,10 @@ class CTRateDataModule(lightning.LightningDataModule):
         """Return a batch with `frames` in [-1, 1] in place of `hu`, on the device where it is."""
         frames = hu_to_unit(batch["hu"].float(), self.experiment.data)
         return {"frames": frames, **{key: value for key, value in batch.items() if key != "hu"}}
+
+    def _stream(self, start_step: int) -> StreamSampler:
+        keys = self.experiment
+        return StreamSampler(len(self.train_view), keys.train.batch_size, self.num_steps, keys.seed, start_step)
 
     def _loader(self, view: View, batches: Sampler[list[Draw]] | Sequence[list[Draw]]) -> DataLoader:
         workers = self.experiment.data.num_workers

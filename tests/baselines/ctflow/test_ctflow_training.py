@@ -10,11 +10,12 @@ import torch
 from baselines.ctflow.generation import load_generator
 from baselines.ctflow.models.autoencoder import build_own
 from baselines.ctflow.training import AUTOENCODER, DIFFUSERS, autoencoder_of, train
+from trace_lightning import checkpoints
 from trace_lightning.artifacts import file_digest, read_json
 from trace_lightning.data.cache import test_cases as cases_of
 from trace_lightning.data.preprocess import hu_to_unit
 from trace_lightning.errors import UserError
-from trace_lightning.fitting import CHECKPOINT, RECORD
+from trace_lightning.fitting import RECORD
 from trace_lightning.protocol import WEIGHTS
 
 KILLED = """
@@ -42,7 +43,7 @@ def test_a_training_leaves_weights_records_and_curves_of_both_networks(trained):
         assert record["weights_digest"] == file_digest(folder / WEIGHTS)
         assert np.isfinite(record["metrics"]["val/loss"])
         assert (folder / "metrics" / "session0" / "metrics.csv").read_text().count("\n") > 8
-        assert not (folder / CHECKPOINT).exists()
+        assert not checkpoints.files(folder)
 
 
 def test_own_latents_have_mean_zero_and_deviation_one(prepared, trained):

@@ -16,10 +16,11 @@ from baselines.generatect.config import PHASES, of_phase
 from baselines.generatect.generation import load_generator
 from baselines.generatect.module import SuperResolutionModule, TokenizerModule, TransformerModule
 from baselines.generatect.training import join_phases, train, train_transformer
+from trace_lightning import checkpoints
 from trace_lightning.artifacts import file_digest, read_json
 from trace_lightning.data import cache
 from trace_lightning.errors import UserError
-from trace_lightning.fitting import CHECKPOINT, RECORD
+from trace_lightning.fitting import RECORD
 from trace_lightning.protocol import WEIGHTS, Case
 
 KILLED = """
@@ -52,7 +53,7 @@ def test_a_training_leaves_three_networks_in_one_file(tiny, trained):
     assert [record["phases"][phase]["steps"] for phase in PHASES] == [10, 5, 5]
     assert record["parameters"] == sum(record["phases"][phase]["parameters"] for phase in PHASES)
     for phase in PHASES:
-        assert not (trained / phase / CHECKPOINT).exists()
+        assert not checkpoints.files(trained / phase)
 
 
 def test_the_discriminator_takes_every_fourth_step(trained):
@@ -71,7 +72,7 @@ def test_killed_in_each_phase_and_repeated_gives_the_same_weights(tiny, trained,
     for phase, step in (("tokenizer", 5), ("transformer", 4), ("super_resolution", 4)):
         command = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(folder), phase, str(step)]
         assert subprocess.run(command, check=False).returncode == 9
-        assert (folder / phase / CHECKPOINT).is_file()
+        assert checkpoints.files(folder / phase)
         assert not (folder / WEIGHTS).exists()
     seen = []
     train(tiny, folder, lambda done, total, note="": seen.append((note, done)))
