@@ -15,7 +15,9 @@ EXAMPLES = """examples:
   python -m experiments run table1 --seeds 0 1 2                every row three times: mean and spread
   python -m experiments run ours sample.num_inference_steps=24  an override: results go to runs/scratch/
   python -m experiments run table1 --redo generate              discard volumes and scores, keep the trainings
-  python -m experiments status table1                           rows and stages
+  python -m experiments submit table1 --seeds 0 1 2 slurm.partition=gpu slurm.gpus_per_node=1 slurm.time=240
+  python -m experiments submit table1 --cluster local           parallel processes, no Slurm
+  python -m experiments status table1 --watch                   rows and stages, live
   python -m experiments show ours --profile ct_rate             every key, its value and the file that set it
   python -m experiments bench                                   samplers on one set of weights: speed beside quality
 
@@ -40,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = top.add_subparsers(required=True, metavar="{run,status,show,bench}")
+    commands = top.add_subparsers(required=True, metavar="{run,submit,status,show,bench}")
 
     run = _command(commands, "run", _run, "TABLE_OR_EXPERIMENT", "do what is left of a table's rows, then print it")
     run.add_argument("--jobs", type=int, metavar="N", help="rows worked on at once (default: the profile's run.jobs)")
@@ -51,6 +53,17 @@ def parser() -> argparse.ArgumentParser:
         help="discard the results of prepare, train, generate or evaluate and of what follows, and do them again",
     )
     run.add_argument("--dry-run", action="store_true", help="only print what would be done and an estimate of its cost")
+    submit = _command(
+        commands, "submit", _submit, "TABLE_OR_EXPERIMENT", "do what is left as jobs of a cluster, the table last"
+    )
+    submit.add_argument(
+        "--cluster",
+        choices=["slurm", "local", "debug"],
+        default="slurm",
+        help="Slurm (default); processes without it, as many as run.jobs; or this process, for debugging",
+    )
+    submit.add_argument("--jobs", type=int, metavar="N", help="processes of --cluster local (the profile's run.jobs)")
+    submit.add_argument("--print", action="store_true", help="print the scripts for sbatch and submit nothing")
     status = _command(
         commands, "status", _status, "TABLE_OR_EXPERIMENT", "print how far each stage of each row is, and what failed"
     )
@@ -96,6 +109,15 @@ def _run(options: argparse.Namespace) -> int:
 
     options.overrides += [] if options.jobs is None else [f"run.jobs={options.jobs}"]
     return pipeline.run(_request(options, redo=options.redo, dry_run=options.dry_run))
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from experiments import slurm
+    from experiments.submit import submit
+
+    settings, options.overrides = slurm.split(options.overrides)
+    options.overrides += [] if options.jobs is None else [f"run.jobs={options.jobs}"]
+    return submit(_request(options), options.cluster, settings, options.print)
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from experiments.progress import FILE, Display, duration, label
 from experiments.tasks import GROUND_TRUTH, Folders, Task, depends, discard, row_name, stages_from, tasks_of
 from experiments.workers import Outcome, Workers
 from trace_lightning.artifacts import sweep_temporary, write_json, write_text
+from trace_lightning.config import RunConfig
 from trace_lightning.errors import UserError
 
 POLL_S = 0.5
@@ -137,7 +138,6 @@ def work(left: Sequence[Task], workers: Workers, seconds: dict[Any, float], rows
                     outcomes[task.key] = failed
                     waiting.remove(task)
                 elif None not in needs and workers.free:
-                    (task.folder / FILE).unlink(missing_ok=True)
                     workers.call(task.key, "experiments.pipeline:execute", task, task.log)
                     running[task.key] = task, time.monotonic()
                     waiting.remove(task)
@@ -189,13 +189,34 @@ def claimed(left: Sequence[Task], folders: Folders) -> Iterator[None]:
         yield
 
 
+def estimate(left: Sequence[Task], run: RunConfig, log: Path) -> dict[Any, float]:
+    """Print what tasks will cost, and return their seconds; see `run`."""
+    with Workers(min(run.jobs, len(left)), run.threads) as workers:
+        return _estimate(workers, left, run.jobs, log)
+
+
 def execute(task: Task) -> bool:
     """Do a task in this process, as soon as no worker of a killed run is at it any more; see `stages.execute`."""
     from experiments import stages
 
-    failures.clear(task)
     with hold([task.lock], PATIENCE_S):
+        failures.clear(task)
+        (task.folder / FILE).unlink(missing_ok=True)
         return stages.execute(task)
+
+
+def write_configs(left: Sequence[Task], rows: Sequence[Loaded]) -> None:
+    """Keep the resolved config beside weights and volumes, each value with the file that set it."""
+    loaded = {(row.experiment.name, row.experiment.seed): row for row in rows}
+    for task in left:
+        if task.name in ("train", "generate"):
+            of_task = loaded[task.experiment.name, task.experiment.seed]
+            write_text(task.folder / "config.yaml", load.describe(of_task))
+
+
+def mark_unavailable(task: Task, reason: str) -> None:
+    """Leave the reason where the table looks for scores, and where the next run looks before it tries again."""
+    write_json(task.folder / "unavailable.json", {"reason": reason, "depends": depends(task)})
 
 
 def print_table(resolved: Resolved) -> None:
@@ -241,7 +262,7 @@ def _do(resolved: Resolved, left: Sequence[Task], request: Request) -> dict[Any,
             (task.folder / "unavailable.json").unlink(missing_ok=True)
             if task.stage in stages_from(request.redo):
                 discard(task)
-        _write_configs(left, resolved.rows)
+        write_configs(left, resolved.rows)
         return work(left, workers, seconds, resolved.row_names)
 
 
@@ -262,24 +283,13 @@ def _estimate(workers: Workers, left: Sequence[Task], jobs: int, log: Path) -> d
     return plan.seconds_by_task(left, costs)
 
 
-def _write_configs(left: Sequence[Task], rows: Sequence[Loaded]) -> None:
-    """Keep the resolved config beside weights and volumes, each value with the file that set it."""
-    loaded = {(row.experiment.name, row.experiment.seed): row for row in rows}
-    for task in left:
-        if task.name in ("train", "generate"):
-            of_task = loaded[task.experiment.name, task.experiment.seed]
-            write_text(task.folder / "config.yaml", load.describe(of_task))
-
-
 def _mark_unavailable(resolved: Resolved, outcomes: dict[Any, Outcome]) -> None:
-    """Leave the reason where the table looks for scores, and where the next run looks before it tries again."""
     for task in resolved.tasks:
         outcome = outcomes.get(task.key)
-        path = task.folder / "unavailable.json"
         if outcome and outcome.state == "unavailable":
-            write_json(path, {"reason": outcome.message, "depends": depends(task)})
+            mark_unavailable(task, outcome.message)
         else:
-            path.unlink(missing_ok=True)
+            (task.folder / "unavailable.json").unlink(missing_ok=True)
 
 
 def _is_done(task: Task, outcomes: dict[Any, Outcome]) -> bool:
