@@ -112,7 +112,7 @@ def _known() -> list[str]:
     try:
         from submitit import SlurmExecutor
     except ModuleNotFoundError:
-        raise UserError("submit needs submitit: pip install 'trace-lightning[train]'") from None
+        raise UserError("submit needs submitit: pip install 'trace-lightning[cluster]'") from None
     return sorted(SlurmExecutor._valid_parameters() - set(RESERVED))
 
 
