@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from project import Project, until, write_tree
 
+from evaluation.gather import COSTS
 from trace_lightning.artifacts import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -153,9 +154,15 @@ def test_a_real_training_that_is_warned_goes_on_where_it_was(tmp_path, cluster, 
     saved = list((tmp_path / "warned").rglob("trainings/*/*.ckpt"))
     assert saved, "nothing to go on from"
     cluster.until_idle(900)
-    for kind in ("model.safetensors", "*.nii.gz", "scores/summary.json"):
-        whole, warned = (
-            {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob(kind)}
-            for name in ("whole", "warned")
-        )
-        assert whole and whole == warned, kind
+    made = [
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob(kind)}
+        for kind in ("model.safetensors", "*.nii.gz")
+        for name in ("whole", "warned")
+    ]
+    assert made[0] and made[0] == made[1] and made[2] and made[2] == made[3]
+    scores = [
+        {key: entry for key, entry in read_json(path)["metrics"].items() if key not in COSTS}
+        for name in ("whole", "warned")
+        for path in (tmp_path / name).rglob("ours/*/scores/summary.json")
+    ]
+    assert len(scores) == 2 and scores[0] == scores[1]
