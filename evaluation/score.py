@@ -232,7 +232,7 @@ def _score_one(files: CaseFiles, scoring: Scoring) -> tuple[dict | None, str | N
 def _record(files: CaseFiles, scoring: Scoring) -> dict:
     """Return the record of a case with all measures asked for, measuring what is not there yet."""
     path, key = scoring.record_path(files.case_id), _key(files, scoring)
-    known = read_json(path) if path.exists() else {}
+    known = _known(path)
     if fresh := known.get("key") != key:
         known = {"key": key, "parts": {}, "measures": {}, "reasons": {}}
     stale = [measure for measure in scoring.selection.measures if not _is_measured(measure, known, files, scoring)]
@@ -249,6 +249,15 @@ def _record(files: CaseFiles, scoring: Scoring) -> dict:
     known = known | found
     write_json(path, known)
     return known
+
+
+def _known(path: Path) -> dict:
+    """Return the record of a case that was measured before; a damaged one is measured again."""
+    try:
+        return read_json(path) if path.exists() else {}
+    except UserError as error:
+        log.warning("%s; measured again", error)
+        return {}
 
 
 def _key(files: CaseFiles, scoring: Scoring) -> str:

@@ -21,7 +21,6 @@ from typing import Any
 
 from experiments import failures, load, pipeline, stamps, status
 from experiments.locks import Held, Holder, hold, holder, slurm_job
-from experiments.methods import method_of, resolve
 from experiments.pipeline import Request, Resolved
 from experiments.progress import label
 from experiments.tasks import Task, depends, is_intact
@@ -160,12 +159,11 @@ def work(tasks: Sequence[Task]) -> int:
 
 
 def follow(tasks: Sequence[Task]) -> int:
-    """Take part in the trainings that several processes of this job do together, of which another one does the rest."""
-    from trace_lightning.ranks import silent
+    """Take part in the trainings that several processes of this job do together, of which the first does the rest."""
+    from experiments import stages
 
     for task in tasks:
-        if task.name == "train" and not is_finished(task):
-            resolve(method_of(task.experiment).train)(task.experiment, task.folder, silent)
+        stages.execute(task)
     return 0
 
 
@@ -257,8 +255,8 @@ def _named(resolved: Resolved, name: Sequence[str]) -> list[Task]:
 def _take_place(submission: Submission) -> bool:
     """Set up the processes of a job for Lightning; return whether this is the first, which writes.
 
-    Slurm itself is hidden from Lightning, which would answer the warning by a handler of its own that saves in the
-    middle of a step. Processes that `srun` started are introduced to each other as any launcher does it.
+    Slurm itself is hidden from Lightning, so that one handler answers the warning in every stage. Processes that `srun`
+    started are introduced to each other as any launcher does it.
     """
     if slurm_job() is None:
         if submission.started is None:

@@ -25,7 +25,8 @@ SAMPLER_KEYS = {  # those of `sample` that not all samplers read
     "sequential_clean": ("noise_correlation", "warm_start", "segments"),
 }
 DATA_CODE = ("trace_lightning/data/**/*.py", *ANATOMY_CODE)
-FITTING_CODE = tuple(f"trace_lightning/{name}.py" for name in ("device", "monitoring", "checkpoints", "fitting"))
+TRAINING = ("device", "monitoring", "checkpoints", "ranks", "fitting")
+FITTING_CODE = tuple(f"trace_lightning/{name}.py" for name in TRAINING)
 IN_PLACE = ("data.root", "data.num_workers", "data.flow_weights", "data.vista3d_weights")  # where files are
 
 

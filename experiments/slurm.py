@@ -50,7 +50,7 @@ def parse(pairs: Sequence[str], stages: Sequence[str]) -> dict[str, dict[str, An
 
 
 def executor(
-    folder: Path, name: str, given: Mapping[str, Any], threads: int, processes: int, gpus: bool = True
+    folder: Path, name: str, given: Mapping[str, Any], threads: int, processes: int, nodes: int, gpus: bool = True
 ) -> SlurmExecutor:
     """Return the executor of a stage.
 
@@ -60,6 +60,7 @@ def executor(
         given: by the user.
         threads: of a process, unless the user says how many CPUs it gets.
         processes: of a job on each node.
+        nodes: of a job.
         gpus: whether the stage has use for what the user asks of GPUs.
 
     Raises:
@@ -70,8 +71,8 @@ def executor(
     setup = keys.pop("setup", [])
     more = {"requeue": True, "signal": f"USR1@{keys.pop('signal_delay_s', WARNING_S)}"}
     parameters = {"time": LIMIT_MINUTES, "job_name": name, "cpus_per_task": cpus, "stderr_to_stdout": True} | keys
-    if processes > 1:
-        parameters = {"ntasks_per_node": processes} | parameters
+    if processes * nodes > 1:
+        parameters = {"ntasks_per_node": processes, "nodes": nodes} | parameters
     exports = [f"export {variable}={cpus}" for variable in THREAD_VARIABLES]
     parameters["setup"] = [*([setup] if isinstance(setup, str) else setup), *exports]
     parameters["additional_parameters"] = more | keys.get("additional_parameters", {})

@@ -26,6 +26,7 @@ from trace_lightning.artifacts import (
     file_digest,
     provenance_path,
     read_json,
+    read_volume,
     write_json,
     write_labels,
     write_volume,
@@ -34,6 +35,7 @@ from trace_lightning.config import Experiment
 from trace_lightning.device import pick_device
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import WEIGHTS, Case, Progress
+from trace_lightning.ranks import is_first, silent
 
 PACKAGES = (
     "trace-lightning",
@@ -51,6 +53,8 @@ PACKAGES = (
 def execute(task: Task) -> bool:
     """Do a task unless its stamp says that it is done; return whether there was anything to do.
 
+    Where `srun` started several processes, those after the first take part in training and leave the rest to the first.
+
     Raises:
         UserError: it was done or begun with something else.
         NotEnoughPatients: it asks for more patients than there are.
@@ -58,6 +62,10 @@ def execute(task: Task) -> bool:
     needed = depends(task)
     if stamps.check(task.folder, task.name, needed, task.stage) == "done" and is_intact(task):
         return False
+    if not is_first():
+        if task.name == "train":
+            resolve(method_of(task.experiment).train)(task.experiment, task.folder, silent)
+        return True
     print(f"== {time.strftime('%Y-%m-%d %H:%M:%S')} {task.name} for {', '.join(task.rows)}", flush=True)
     stamps.begin(task.folder, task.name, needed)
     started = time.monotonic()
@@ -120,7 +128,7 @@ def generate(task: Task, progress: Progress) -> dict[str, Any]:
     for case in cache.test_cases(experiment):
         total += case.grid.shape[0]
         path = task.folder / "volumes" / f"{case.case_id}.nii.gz"
-        if path.is_file() and read_json(provenance_path(path)).get("depends_digest") == made_by["depends_digest"]:
+        if _is_kept(path, made_by["depends_digest"]):
             kept += case.grid.shape[0]
         else:
             path.unlink(missing_ok=True)
@@ -242,6 +250,18 @@ def gpu_name() -> str | None:
 def packages() -> dict[str, str]:
     """Return the versions of the packages that matter to results."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _is_kept(path: Path, depends_digest: str) -> bool:
+    """Tell whether a volume is there, whole, and made in the same way."""
+    if not path.is_file():
+        return False
+    try:
+        read_volume(path)
+        return read_json(provenance_path(path)).get("depends_digest") == depends_digest
+    except UserError as error:
+        print(f"   made again: {error}", flush=True)
+        return False
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -101,10 +101,10 @@ def _executors(
     run = resolved.rows[0].experiment.run
     made = {}
     for stage in stages:
-        processes = run.devices if stage == "train" else 1
+        processes, nodes = (run.devices, run.num_nodes) if stage == "train" else (1, 1)
         name = f"{resolved.table.name}-{stage}"
         of_stage = slurm.executor(
-            folder / "jobs", name, parameters[stage], run.threads or 1, processes, gpus=stage != TABLE
+            folder / "jobs", name, parameters[stage], run.threads or 1, processes, nodes, gpus=stage != TABLE
         )
         if before := [earlier for earlier in BEFORE[stage] if earlier in stages]:
             of_stage.update_parameters(dependency=f"afterany:{':'.join(before)}")

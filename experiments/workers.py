@@ -64,7 +64,8 @@ class Workers:
         for worker in [*self.free, *self.busy.values()]:
             worker.process.terminate()
         for worker in [*self.free, *self.busy.values()]:
-            worker.process.join(PATIENCE_S)
+            worker.process.join(PATIENCE_S)  # a training saves its step
+            worker.process.kill()
 
     def call(self, key: Any, function: str, argument: Any, log: Path) -> None:
         """Let a free worker call `function` ("module:name") with `argument`, printing to `log`."""

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("trace_lightning", "evaluation", "baselines", "experiments")
 LEAVES = {f"trace_lightning.{name}" for name in ("anatomy", "artifacts", "config", "errors", "protocol")}
-DATA = LEAVES | {"trace_lightning.data", "trace_lightning.device"}
+DATA = LEAVES | {"trace_lightning.data", "trace_lightning.device", "trace_lightning.ranks"}
 MODELS = {"trace_lightning.models", "trace_lightning.config", "trace_lightning.errors", "trace_lightning.anatomy"}
 BASELINE = DATA | {
     "trace_lightning.fitting",

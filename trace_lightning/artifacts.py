@@ -114,6 +114,15 @@ def write_array(path: Path, array: np.ndarray) -> None:
         file.write(np.ascontiguousarray(array).data)
 
 
+def is_whole_array(path: Path) -> bool:
+    """Tell whether a .npy file is there with all the bytes that its header promises."""
+    try:
+        np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError):
+        return False
+    return True
+
+
 def read_json(path: Path) -> Any:
     """Read JSON that we wrote.
 
@@ -124,7 +133,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); delete it and repeat the command") from None
 
 

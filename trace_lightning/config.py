@@ -184,7 +184,8 @@ class RunConfig:
     cache_dir: str = "cache"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     jobs: int = 1  # rows worked on at once, each in its own process
-    devices: int = 1  # that volumes are divided among: GPUs, or processes on a CPU
+    devices: int = 1  # that TRACE's training batches and all volumes are divided among: GPUs, or processes on a CPU
+    num_nodes: int = 1  # machines with as many devices each that train together; Slurm's srun starts their processes
     threads: int = 0  # torch threads per process; 0: torch's default
     wandb: Literal["off", "offline", "online"] = "off"  # training curves and sample images to Weights & Biases
 
@@ -214,7 +215,7 @@ AT_LEAST = {  # smallest values that mean something
     "data.phantom.num_train_patients model.layers_per_block model.norm_groups model.attention_heads model.unshuffle "
     "model.text_context_dim model.flow_adapter_channels model.frame_embedding_dim diffusion.num_train_timesteps "
     "train.batch_size train.val_every_steps train.checkpoint_every_steps train.log_every_steps "
-    "sample.num_inference_steps sample.volumes_abreast sample.segments run.jobs run.devices",
+    "sample.num_inference_steps sample.volumes_abreast sample.segments run.jobs run.devices run.num_nodes",
     0: "seed data.num_val_patients data.num_workers data.split_seed data.phantom.seed data.phantom.num_valid_patients "
     "text.seed train.warmup_steps train.weight_decay sample.smoothing_sigma evaluate.bootstrap_samples run.threads",
 }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from trace_lightning.data.datamodule import CTRateDataModule
 
-RECORD, METRICS = "training.json", "metrics"
+RECORD, OWNER, METRICS = "training.json", "owner.json", "metrics"
 
 
 def fit(
@@ -37,6 +37,7 @@ def fit(
     callbacks: Sequence[lightning.Callback] = (),
     notes: dict | None = None,
     group: str = "train",
+    divided: bool = False,
 ) -> None:
     """Train what `build` returns in `folder`; resume from the folder's newest whole checkpoint if there is one.
 
@@ -53,62 +54,43 @@ def fit(
         callbacks: they see the averaged weights at the end of a validation.
         notes: further entries of `training.json`.
         group: where the user sets what is `experiment.train` here, for messages.
+        divided: whether the module takes a `ranks.Part` of each batch, for `run.devices` x `run.num_nodes` processes.
 
     Raises:
         UserError: the folder holds a checkpoint of another experiment, the loss is not finite, or a batch does not fit.
         Stopped: by a signal, with a checkpoint of the last step.
     """
-    import lightning
     import torch
-    from lightning.pytorch.callbacks import LearningRateMonitor
 
-    from trace_lightning.checkpoints import CheckedFiles, Checkpoints, incidents, take_up
+    from trace_lightning.checkpoints import incidents, take_up
     from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory, within_memory
-    from trace_lightning.monitoring import AveragedWeights, FiniteLoss, ProgressReport, Throughput
+    from trace_lightning.monitoring import AveragedWeights
 
-    folder, settings = Path(folder), experiment.train
+    folder = Path(folder)
     if is_trained(folder):
         return
     _quiet()
     folder.mkdir(parents=True, exist_ok=True)
-    sweep_temporary(folder)
     device = torch.device(pick_device(experiment.run.device))
     with torch.random.fork_rng():
         torch.manual_seed(experiment.seed)  # initial weights, whatever ran before in this process
         module = build()
+    averaged = AveragedWeights(decay=experiment.train.ema_decay, use_buffers=False)  # codebooks stay the last
+    callbacks = [*callbacks, averaged]  # first those that want the average, before it is swapped out again
+    trainer = _trainer(experiment, folder, callbacks, progress, datamodule.num_steps, group, divided)
     _check_owner(folder, identity)
-
-    averaged = AveragedWeights(decay=settings.ema_decay, use_buffers=False)  # buffers, as codebooks, stay the last
-    callbacks = [
-        *callbacks,  # before the average is swapped out again at the end of validation
-        averaged,
-        LearningRateMonitor("step"),
-        ProgressReport(progress, datamodule.num_steps),
-        FiniteLoss(folder, group),
-        Throughput(),
-        Checkpoints(folder, settings.checkpoint_every_steps),
-    ]
-    trainer = lightning.Trainer(
-        accelerator=device.type,
-        devices=1,
-        max_steps=datamodule.num_steps,
-        precision=settings.precision,
-        gradient_clip_val=settings.grad_clip,
-        check_val_every_n_epoch=None,
-        val_check_interval=min(settings.val_every_steps, datamodule.num_steps),
-        num_sanity_val_steps=0,
-        log_every_n_steps=settings.log_every_steps,
-        callbacks=callbacks,
-        plugins=[CheckedFiles()],
-        logger=_loggers(folder, experiment),
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    if trainer.is_global_zero:
+        sweep_temporary(folder)
+        write_json(folder / OWNER, identity)
     reset_peak_memory(device)
     started = time.monotonic()
-    with within_memory(device, f"training in {folder}", {f"{group}.batch_size": settings.batch_size}):
-        trainer.fit(module, datamodule=datamodule, ckpt_path=take_up(folder), weights_only=True)
+    resume = take_up(folder, notes=trainer.is_global_zero)
+    try:
+        with within_memory(device, f"training in {folder}", {f"{group}.batch_size": experiment.train.batch_size}):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     if trainer.global_step < datamodule.num_steps:
         raise RuntimeError(f"training stopped at step {trainer.global_step} of {datamodule.num_steps}")
     record = {
@@ -116,13 +98,15 @@ def fit(
         "digest": digest(identity),
         "steps": trainer.global_step,
         "seed": experiment.seed,
+        "processes": trainer.world_size,
         "last_session_seconds": round(time.monotonic() - started, 1),
         "peak_memory_bytes": peak_memory_bytes(device),
         **(notes or {}),
         "incidents": incidents(folder),
         "metrics": {key: round(float(value), 6) for key, value in trainer.callback_metrics.items()},
     }
-    write_result(averaged.network_weights(), folder, record)
+    if trainer.is_global_zero:
+        write_result(averaged.network_weights(), folder, record)
 
 
 def is_trained(folder: Path) -> bool:
@@ -174,14 +158,70 @@ def write_result(weights: dict, folder: Path, record: dict) -> None:
     (folder / BAD_BATCH).unlink(missing_ok=True)
 
 
+def _trainer(
+    experiment: Experiment,
+    folder: Path,
+    callbacks: Sequence[lightning.Callback],
+    progress: Progress,
+    num_steps: int,
+    group: str,
+    divided: bool,
+) -> lightning.Trainer:
+    """Return Lightning's trainer for one process, or for this one of several.
+
+    Raises:
+        UserError: a batch cannot be divided.
+    """
+    import lightning
+    from lightning.pytorch.callbacks import LearningRateMonitor
+
+    from trace_lightning.checkpoints import CheckedFiles, Checkpoints
+    from trace_lightning.device import pick_device
+    from trace_lightning.monitoring import FiniteLoss, ProgressReport, Throughput
+
+    settings, run = experiment.train, experiment.run
+    processes = run.devices * run.num_nodes if divided else 1
+    if settings.batch_size % processes:
+        raise UserError(
+            f"{group}.batch_size={settings.batch_size} cannot be divided among run.devices={run.devices} x "
+            f"run.num_nodes={run.num_nodes} processes; make it a multiple of {processes}"
+        )
+    return lightning.Trainer(
+        accelerator=pick_device(run.device),
+        devices=run.devices if divided else 1,
+        num_nodes=run.num_nodes if divided else 1,
+        strategy="ddp" if processes > 1 else "auto",
+        use_distributed_sampler=False,  # our own batches know their part
+        max_steps=num_steps,
+        precision=settings.precision,
+        gradient_clip_val=settings.grad_clip,
+        check_val_every_n_epoch=None,
+        val_check_interval=min(settings.val_every_steps, num_steps),
+        num_sanity_val_steps=0,
+        log_every_n_steps=settings.log_every_steps,
+        callbacks=[
+            *callbacks,
+            LearningRateMonitor("step"),
+            ProgressReport(progress, num_steps),
+            FiniteLoss(folder, group),
+            Throughput(),
+            Checkpoints(folder, settings.checkpoint_every_steps),
+        ],
+        plugins=[CheckedFiles()],
+        logger=_loggers(folder, experiment),
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
 def _check_owner(folder: Path, identity: dict) -> None:
     """Refuse to resume a checkpoint that another experiment left in this folder."""
     from trace_lightning.checkpoints import files
 
-    owner = folder / "owner.json"
+    owner = folder / OWNER
     if owner.is_file() and read_json(owner) != identity and (found := files(folder)):
         raise UserError(f"{found[0]}: a checkpoint of another experiment; remove the folder or name another")
-    write_json(owner, identity)
 
 
 def _loggers(folder: Path, experiment: Experiment) -> list:
@@ -225,6 +265,7 @@ def _quiet() -> None:
         ".*Experiment logs directory.*exists.*",
         ".*ended before the epoch.*",
         ".*lr_scheduler.step.*",
+        ".*sync_dist=True.*",  # each process validates on everything
         ".*ModelCheckpoint with manual optimization.*",  # it saves what is after the step, which is what is wanted
     ):
         warnings.filterwarnings("ignore", message=message)

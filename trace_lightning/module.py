@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import lightning
 import torch
 from diffusers import DDPMScheduler
@@ -14,6 +16,7 @@ from trace_lightning.fitting import step_generator
 from trace_lightning.models.conditioners import Conditions
 from trace_lightning.models.denoiser import Denoiser, num_frames
 from trace_lightning.models.mask_encoding import encode_masks
+from trace_lightning.ranks import WHOLE, Part, part_of
 from trace_lightning.sampling.guidance_map import guidance_map
 from trace_lightning.sampling.noise import correlate
 
@@ -29,7 +32,8 @@ def build_denoiser(experiment: Experiment, text_dim: int) -> Denoiser:
 class TraceModule(lightning.LightningModule):
     """Trains the denoiser of a row of the ablation.
 
-    All randomness of a step comes from a generator seeded by (seed, step): a resumed run equals an uninterrupted one.
+    All randomness of a step comes from a generator seeded by (seed, step), and is drawn for the whole batch whatever
+    part of it this process has: a resumed run equals an uninterrupted one, and several processes train as one does.
 
     Args:
         experiment: the resolved keys.
@@ -63,12 +67,12 @@ class TraceModule(lightning.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """Return the loss of Eq. 5 on a batch of pairs, and log it with Eq. 4's coherence."""
-        generator = self._generator(TRAINING, self.global_step)
-        conditions = self.conditions(batch, generator)
-        loss, x_t = self.objective(batch["frames"], conditions, generator)
-        self.log("train/loss", loss, prog_bar=True)
-        if num_frames(self.experiment.model) == 2:
-            self.log("train/coherence", (x_t[:, 0] - x_t[:, 1]).square().mean())  # Eq. 4: no gradient, as x_t is data
+        generator, part = self._generator(TRAINING, self.global_step), part_of(self._trainer)
+        conditions = self.conditions(batch, generator, part)
+        loss, x_t = self.objective(batch["frames"], conditions, generator, part)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=part.world > 1)
+        if num_frames(self.experiment.model) == 2:  # Eq. 4: no gradient, as x_t is data
+            self.log("train/coherence", (x_t[:, 0] - x_t[:, 1]).square().mean(), sync_dist=part.world > 1)
         return loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
@@ -77,11 +81,13 @@ class TraceModule(lightning.LightningModule):
         loss, _ = self.objective(batch["frames"], self.conditions(batch, None), generator)
         self.log("val/loss", loss, batch_size=len(batch["frames"]))
 
-    def objective(self, data: Tensor, conditions: Conditions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def objective(
+        self, data: Tensor, conditions: Conditions, generator: torch.Generator, part: Part = WHOLE
+    ) -> tuple[Tensor, Tensor]:
         """Return the mean squared error of the prediction (Eq. 5), and the noised frames; `data` is (B, F, H, W)."""
-        noise = self._noise(data, generator)  # (B, F, H, W)
+        noise = self._noise(data, generator, part)  # (B, F, H, W)
         steps = self.scheduler.config.num_train_timesteps
-        timesteps = torch.randint(steps, (len(data),), generator=generator, device=data.device)  # (B,)
+        timesteps = part.draw(partial(torch.randint, steps), (len(data),), generator)  # (B,)
         x_t = self.scheduler.add_noise(data, noise, timesteps)  # (B, F, H, W), Eq. 1
         if conditions.known is not None:
             known = conditions.known[:, None, None] > 0  # (B, 1, 1)
@@ -93,7 +99,8 @@ class TraceModule(lightning.LightningModule):
             return errors.mean(), x_t
         asked = torch.stack([1 - conditions.known, torch.ones_like(conditions.known)], dim=1)  # (B, F)
         errors = errors.mean(dim=(-2, -1))  # (B, F): nothing is asked of a frame that is given
-        return (errors * asked).sum() / asked.sum(), x_t
+        number = asked.sum() if part.world == 1 else self.trainer.strategy.reduce(asked.sum(), reduce_op="mean")
+        return (errors * asked).sum() / number, x_t
 
     def _weights(self, timesteps: Tensor) -> Tensor:
         """Return how much an error counts at each timestep: SNR, not below 1, not above `snr_weight_max`; (B, 1, 1, 1).
@@ -104,11 +111,11 @@ class TraceModule(lightning.LightningModule):
         weights = (alpha / (1 - alpha)).clamp(1, self.experiment.train.snr_weight_max)
         return weights[:, None, None, None]
 
-    def _noise(self, data: Tensor, generator: torch.Generator) -> Tensor:
+    def _noise(self, data: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
         """Return the noise of samples, (B, F, H, W); that of a pair correlated to an extent drawn for each."""
-        noise = torch.randn(data.shape, generator=generator, device=data.device)
+        noise = part.draw(torch.randn, data.shape, generator)
         if highest := self.experiment.train.noise_correlation:
-            extent = highest * torch.rand(len(data), generator=generator, device=data.device)[:, None, None]
+            extent = highest * part.draw(torch.rand, (len(data),), generator)[:, None, None]
             noise[:, 1] = correlate(noise[:, 1], noise[:, 0], extent)
         return noise
 
@@ -120,29 +127,29 @@ class TraceModule(lightning.LightningModule):
         }
         return targets[self.experiment.diffusion.prediction_type]()
 
-    def conditions(self, batch: dict, generator: torch.Generator | None) -> Conditions:
+    def conditions(self, batch: dict, generator: torch.Generator | None, part: Part = WHOLE) -> Conditions:
         """Return a batch's conditions; with a generator, what training mixes in is mixed in."""
         masks, text = None, batch.get("text")
         if self.experiment.model.anatomical_guidance:
             model = self.experiment.model
             masks = encode_masks(batch["classes"], model.num_mask_classes, model.mask_encoding)
             if generator is not None:
-                masks = self._mix_guidance_maps(masks, batch["frames"], generator)
-                keep = self._chance(1 - self.experiment.train.text_dropout, len(text), generator)
+                masks = self._mix_guidance_maps(masks, batch["frames"], generator, part)
+                keep = self._chance(1 - self.experiment.train.text_dropout, len(text), generator, part)
                 text = text * keep[:, None, None]  # (B, T, C)
         known = None
         if generator is not None and self.experiment.train.clean_frame > 0:
-            known = self._chance(self.experiment.train.clean_frame, len(batch["positions"]), generator)  # (B,)
+            known = self._chance(self.experiment.train.clean_frame, len(batch["positions"]), generator, part)  # (B,)
         return Conditions(batch["positions"], masks, text, batch.get("flow"), known)
 
-    def _mix_guidance_maps(self, masks: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
+    def _mix_guidance_maps(self, masks: Tensor, frames: Tensor, generator: torch.Generator, part: Part) -> Tensor:
         """Put (G, M) and (G, G) in the mask channels of a share of the pairs, as Algorithm 1 does at inference."""
         model, sample = self.experiment.model, self.experiment.sample
         if not model.paired_frames or model.mask_encoding == "one_hot":
             return masks
         maps = guidance_map(masks, (frames + 1) / 2, sample.gamma, sample.smoothing_sigma)  # (B, 2, H, W)
         share = self.experiment.train.guidance_training
-        draw = torch.rand(len(masks), generator=generator, device=masks.device)[:, None, None]  # (B, 1, 1)
+        draw = part.draw(torch.rand, (len(masks),), generator)[:, None, None]  # (B, 1, 1)
         first = torch.where(draw < share, maps[:, 0], masks[:, 0])
         second = torch.where(draw < share / 2, maps[:, 1], masks[:, 1])
         return torch.stack([first, second], dim=1)  # (B, 2, H, W)
@@ -166,5 +173,5 @@ class TraceModule(lightning.LightningModule):
         return step_generator(self.experiment.seed, purpose, index, self.device)
 
     @staticmethod
-    def _chance(probability: float, count: int, generator: torch.Generator) -> Tensor:
-        return (torch.rand(count, generator=generator, device=generator.device) < probability).float()
+    def _chance(probability: float, count: int, generator: torch.Generator, part: Part) -> Tensor:
+        return (part.draw(torch.rand, (count,), generator) < probability).float()

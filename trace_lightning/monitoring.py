@@ -87,8 +87,8 @@ class FiniteLoss(lightning.Callback):
             write_json(self.path, {"step": step, "loss": str(loss), "samples": samples})
         cases = ", ".join(sorted({sample["case_id"] for sample in samples}))
         raise UserError(
-            f"the loss became {loss} at step {step} on {cases} (all of the batch: {self.path}); lower {self.group}.lr or "
-            f"{self.group}.grad_clip, or look at these volumes"
+            f"the loss became {loss} at step {step} on {cases} (all of the batch: {self.path}); lower "
+            f"{self.group}.lr or {self.group}.grad_clip, or look at these volumes"
         )
 
 
@@ -105,7 +105,7 @@ class SampleImages(lightning.Callback):
     def on_validation_epoch_end(self, trainer, module) -> None:
         """Sample for the first validation batch and write the picture."""
         loader = trainer.val_dataloaders
-        if not loader:
+        if not loader or not trainer.is_global_zero:
             return
         batch = next(iter(loader))
         batch = {key: value[: self.num_samples] if torch.is_tensor(value) else value for key, value in batch.items()}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
     """Train `experiment` in `folder`; resume from the folder's checkpoint if there is one.
 
-    Leaves what `fitting.fit` leaves, and `samples/*.png`.
+    Leaves what `fitting.fit` leaves, and `samples/*.png`. `run.devices` processes share each batch.
 
     Raises:
         UserError: the folder holds a checkpoint of another experiment, or the loss is not finite.
@@ -26,6 +26,7 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
     from trace_lightning.data.text import num_truncated, text_dim
     from trace_lightning.module import TraceModule
     from trace_lightning.monitoring import SampleImages
+    from trace_lightning.ranks import silent, together
 
     folder = Path(folder)
     if is_trained(folder):
@@ -33,16 +34,18 @@ def train(experiment: Experiment, folder: Path, progress: Progress) -> None:
     datamodule = CTRateDataModule(experiment, text_embeddings(experiment))
     datamodule.setup("fit")
     text = datamodule.text or {}
-    fit(
-        experiment,
-        lambda: TraceModule(experiment, text_dim(experiment.text), datamodule.num_steps),
-        datamodule,
-        folder,
-        network_keys(experiment),
-        progress,
-        callbacks=[SampleImages(folder / "samples")],
-        notes={"prompts": len(text), "prompts_truncated": num_truncated(text.values())},
-    )
+    with together(experiment.run.devices, train, experiment, folder, silent):
+        fit(
+            experiment,
+            lambda: TraceModule(experiment, text_dim(experiment.text), datamodule.num_steps),
+            datamodule,
+            folder,
+            network_keys(experiment),
+            progress,
+            callbacks=[SampleImages(folder / "samples")],
+            notes={"prompts": len(text), "prompts_truncated": num_truncated(text.values())},
+            divided=True,
+        )
 
 
 def text_embeddings(experiment: Experiment) -> Embeddings | None:

@@ -28,6 +28,7 @@ from trace_lightning.anatomy.labels import BACKGROUND, group_ids
 from trace_lightning.artifacts import (
     Volume,
     atomic_path,
+    is_whole_array,
     read_json,
     sweep_temporary,
     write_array,
@@ -284,7 +285,8 @@ def _files(volumes: Path, missing: list[tuple[Scan, list[FlowOf]]], experiment: 
 def _is_done(volumes: Path, scan: Scan, flows: list[FlowOf], experiment: Experiment) -> bool:
     """Tell whether a case is prepared from the files that lie there now, with all its flows."""
     folder = volumes / scan.case_id
-    if not (folder / "meta.json").is_file() or not all(flow_path(folder, of).is_file() for of in flows):
+    arrays = [folder / "image.npy", folder / "labels.npy", *(flow_path(folder, of) for of in flows)]
+    if not (folder / "meta.json").is_file() or not all(is_whole_array(path) for path in arrays):
         return False
     meta = read_json(folder / "meta.json")
     return meta["source"] == _source(scan, experiment)
@@ -297,7 +299,7 @@ def _prepare_case(volumes: Path, scan: Scan, flows: list[FlowOf], experiment: Ex
             temporary.mkdir()
             _write_case(temporary, scan, experiment, note)
     case = PreparedCase(folder, prompt="")
-    missing = [of for of in flows if not flow_path(folder, of).is_file()]
+    missing = [of for of in flows if not is_whole_array(flow_path(folder, of))]
     if any(of.num_classes is None for of in missing):
         between_images = flow.image_flow(scan, case.image, case.grid, data, root, experiment.run.device)
     for of in missing:

@@ -15,6 +15,7 @@ from trace_lightning.data.cache import open_prepared
 from trace_lightning.data.preprocess import hu_to_unit
 from trace_lightning.data.text import Embedding
 from trace_lightning.data.views import Draw, PairDataset, SliceDataset, View, need_samples
+from trace_lightning.ranks import WHOLE, Part, part_of
 
 MAX_VAL_SAMPLES = 64
 TRAIN_STREAM, VAL_STREAM = 0, 1
@@ -32,11 +33,14 @@ class StreamSampler(Sampler[list[Draw]]):
         num_steps: where the stream ends.
         seed: of the permutations.
         start_step: the first step to yield.
+        part: of each batch that is yielded, where several processes train together.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, num_steps: int, seed: int, start_step: int = 0):
+    def __init__(
+        self, num_samples: int, batch_size: int, num_steps: int, seed: int, start_step: int = 0, part: Part = WHOLE
+    ):
         self.num_samples, self.batch_size, self.num_steps = num_samples, batch_size, num_steps
-        self.seed, self.start_step = seed, start_step
+        self.seed, self.start_step, self.part = seed, start_step, part
 
     def __len__(self) -> int:
         """Return the steps of the whole training: Lightning counts from step 0 when it resumes, too."""
@@ -51,7 +55,7 @@ class StreamSampler(Sampler[list[Draw]]):
                     epoch = position // self.num_samples
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
                 batch.append(Draw(position, int(order[position % self.num_samples])))
-            yield batch
+            yield self.part.of(batch)
 
 
 class CTRateDataModule(lightning.LightningDataModule):
@@ -93,9 +97,9 @@ class CTRateDataModule(lightning.LightningDataModule):
         return train.max_steps or math.ceil(train.epochs * len(self.train_view) / train.batch_size)
 
     def train_dataloader(self) -> DataLoader:
-        """Return the batches from the trainer's current step on."""
+        """Return this process's part of the batches from the trainer's current step on."""
         start_step = self.trainer.global_step if self.trainer is not None else 0
-        return self._loader(self.train_view, self._stream(start_step))
+        return self._loader(self.train_view, self._stream(start_step, part_of(self.trainer)))
 
     def samples_of(self, step: int) -> list[dict]:
         """Return which samples a training step sees: the case and the slices of each, and its place in the stream."""
@@ -121,9 +125,9 @@ class CTRateDataModule(lightning.LightningDataModule):
         frames = hu_to_unit(batch["hu"].float(), self.experiment.data)
         return {"frames": frames, **{key: value for key, value in batch.items() if key != "hu"}}
 
-    def _stream(self, start_step: int) -> StreamSampler:
+    def _stream(self, start_step: int, part: Part = WHOLE) -> StreamSampler:
         keys = self.experiment
-        return StreamSampler(len(self.train_view), keys.train.batch_size, self.num_steps, keys.seed, start_step)
+        return StreamSampler(len(self.train_view), keys.train.batch_size, self.num_steps, keys.seed, start_step, part)
 
     def _loader(self, view: View, batches: Sampler[list[Draw]] | Sequence[list[Draw]]) -> DataLoader:
         workers = self.experiment.data.num_workers
