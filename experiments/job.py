@@ -271,7 +271,8 @@ def _take_place(submission: Submission) -> bool:
         port = 15000 + int(os.environ["SLURM_JOB_ID"]) % 10000
         os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_NODELIST"]))
         os.environ.setdefault("MASTER_PORT", str(port))
-        os.environ |= {"LOCAL_RANK": os.environ["SLURM_LOCALID"], "NODE_RANK": os.environ["SLURM_NODEID"]}
+        names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "NODE_RANK": "SLURM_NODEID"}
+        os.environ |= {name: os.environ[theirs] for name, theirs in names.items()}
     return os.environ.get("SLURM_PROCID", "0") == "0"
 
 

@@ -6,6 +6,7 @@ import difflib
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,31 +50,45 @@ def parse(pairs: Sequence[str], stages: Sequence[str]) -> dict[str, dict[str, An
     return {stage: everywhere | alone[stage] for stage in stages}
 
 
-def executor(
-    folder: Path, name: str, given: Mapping[str, Any], threads: int, processes: int, nodes: int, gpus: bool = True
-) -> SlurmExecutor:
+@dataclass(frozen=True)
+class Places:
+    """The processes of a job.
+
+    Attributes:
+        nodes: of the job.
+        of_slurm: whether srun starts all of them; otherwise it starts one, which starts the others.
+        processes: on each node.
+        threads: of each, unless the user says how many CPUs a task gets.
+    """
+
+    nodes: int = 1
+    of_slurm: bool = False
+    processes: int = 1
+    threads: int = 1
+
+
+def executor(folder: Path, name: str, given: Mapping[str, Any], places: Places, gpus: bool = True) -> SlurmExecutor:
     """Return the executor of a stage.
 
     Args:
         folder: where scripts and output go; every node must see it.
         name: of the jobs.
         given: by the user.
-        threads: of a process, unless the user says how many CPUs it gets.
-        processes: of a job on each node.
-        nodes: of a job.
+        places: the processes of a job.
         gpus: whether the stage has use for what the user asks of GPUs.
 
     Raises:
         UserError: a value is not what its key takes.
     """
     keys = {key: value for key, value in given.items() if gpus or key not in GPU_KEYS}
-    cpus = keys.get("cpus_per_task", threads)
+    abreast = 1 if places.of_slurm else places.processes
+    cpus = keys.get("cpus_per_task", places.threads * abreast)
     setup = keys.pop("setup", [])
     more = {"requeue": True, "signal": f"USR1@{keys.pop('signal_delay_s', WARNING_S)}"}
     parameters = {"time": LIMIT_MINUTES, "job_name": name, "cpus_per_task": cpus, "stderr_to_stdout": True} | keys
-    if processes * nodes > 1:
-        parameters = {"ntasks_per_node": processes, "nodes": nodes} | parameters
-    exports = [f"export {variable}={cpus}" for variable in THREAD_VARIABLES]
+    if places.of_slurm:
+        parameters = {"ntasks_per_node": places.processes, "nodes": places.nodes} | parameters
+    exports = [f"export {variable}={max(1, cpus // abreast)}" for variable in THREAD_VARIABLES]
     parameters["setup"] = [*([setup] if isinstance(setup, str) else setup), *exports]
     parameters["additional_parameters"] = more | keys.get("additional_parameters", {})
     # srun takes the CPUs of a task from its own option alone

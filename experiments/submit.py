@@ -101,11 +101,10 @@ def _executors(
     run = resolved.rows[0].experiment.run
     made = {}
     for stage in stages:
-        processes, nodes = (run.devices, run.num_nodes) if stage == "train" else (1, 1)
-        name = f"{resolved.table.name}-{stage}"
-        of_stage = slurm.executor(
-            folder / "jobs", name, parameters[stage], run.threads or 1, processes, nodes, gpus=stage != TABLE
-        )
+        nodes = run.num_nodes if stage == "train" else 1
+        places = slurm.Places(nodes, of_slurm=nodes > 1, processes=run.devices, threads=run.threads or 1)
+        name, has_use = f"{resolved.table.name}-{stage}", stage != TABLE
+        of_stage = slurm.executor(folder / "jobs", name, parameters[stage], places, gpus=has_use)
         if before := [earlier for earlier in BEFORE[stage] if earlier in stages]:
             of_stage.update_parameters(dependency=f"afterany:{':'.join(before)}")
         made[stage] = of_stage
