@@ -104,7 +104,8 @@ def trace_training_keys(experiment: Experiment) -> dict[str, Any]:
         moot += ["train.guidance_training"]
     if train.max_steps is not None:
         moot += ["train.epochs"]
-    moot += [f"train.{name}" for name in ("clean_frame", "noise_correlation") if not getattr(train, name)]
+    off = {"clean_frame": 0, "noise_correlation": 0, "snr_weight_max": 1}
+    moot += [f"train.{name}" for name, value in off.items() if getattr(train, name) == value]
     return without(keys, moot)
 
 
@@ -113,6 +114,8 @@ def trace_generation_keys(experiment: Experiment) -> dict[str, Any]:
     keys = {"seed": experiment.seed, "sample": asdict(experiment.sample)}
     moot = {"volumes_abreast", "tile_batch"} | set().union(*SAMPLER_KEYS.values())
     moot -= set(SAMPLER_KEYS[experiment.sample.sampler])
+    if experiment.sample.timestep_power == 1:
+        moot.add("timestep_power")
     if not experiment.model.paired_frames:
         moot.add("pair_stride")
     return without(keys, [f"sample.{name}" for name in moot])

@@ -110,7 +110,9 @@ def test_which_rows_share_a_training():
             | {"ours_brickwork", "ours_mask_bank"}
         ),
         frozenset({"ofg_untrained", "plus_plain"}),
-        frozenset({"trace_plus", "plus_sequential", "plus_unshuffle"}),  # in this profile all rows are unshuffled
+        frozenset({"plus_snr", "plus_dense"}),
+        # in this profile all rows are unshuffled
+        frozenset({"trace_plus", "plus_correlated", "plus_sequential", "plus_unshuffle"}),
     }
     assert len({str(training_keys(resolved(name))) for name in load_table("table1").experiments}) == 8
 
@@ -118,13 +120,15 @@ def test_which_rows_share_a_training():
 def test_what_is_switched_off_is_no_key_of_a_training():
     """Trainings of the paper's rows stay the artefacts that they were before these keys came."""
     for name in load_table("table1").experiments:
-        assert not {"clean_frame", "noise_correlation"} & set(training_keys(resolved(name)).get("train", ()))
+        assert not {"clean_frame", "noise_correlation", "snr_weight_max"} & set(
+            training_keys(resolved(name)).get("train", ())
+        )
 
 
 @pytest.mark.parametrize("profile", ["phantom", "ct_rate"])
 def test_rows_of_table_plus_differ_by_one_change_each(profile):
     """Each from the row above, down to trace_plus; all have Ours' patients, steps and size."""
-    rows = ["plus_plain", "plus_zero_snr", "plus_one_hot", "plus_noise", "trace_plus"]
+    rows = ["plus_plain", "plus_zero_snr", "plus_snr", "plus_dense", "plus_noise", "trace_plus"]
     changed = [
         {
             key
@@ -136,10 +140,16 @@ def test_rows_of_table_plus_differ_by_one_change_each(profile):
     already = {"phantom": {"diffusion.prediction_type", "sample.timestep_spacing"}, "ct_rate": set()}[profile]
     assert changed == [
         {"diffusion.prediction_type", "diffusion.rescale_betas_zero_snr", "sample.timestep_spacing"} - already,
-        {"model.mask_encoding"},
-        {"train.noise_correlation", "sample.noise_correlation"},
+        {"train.snr_weight_max"},
+        {"sample.solver", "sample.timestep_power"},
+        {"train.noise_correlation"},
         {"train.clean_frame"},
     ]
+    of_variant = {"plus_one_hot": {"model.mask_encoding"}, "plus_correlated": {"sample.noise_correlation"}}
+    plain = leaves(resolved("trace_plus", profile))
+    for row, keys in of_variant.items():
+        varied = {key for key, value in leaves(resolved(row, profile)).items() if value != plain[key]}
+        assert varied - {"name", "title", "notes"} == keys
     ours, plus = resolved("ours", profile), resolved("trace_plus", profile)
     for key in ("epochs", "max_steps", "batch_size", "lr", "warmup_steps", "ema_decay", "text_dropout"):
         assert getattr(ours.train, key) == getattr(plus.train, key)
