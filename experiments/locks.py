@@ -105,8 +105,10 @@ def hold(locks: Sequence[Path], patience_s: float = 0.0) -> Iterator[None]:
     beating = threading.Thread(target=_beat, args=(held, done), daemon=True)
     try:
         beating.start()
+        began = time.monotonic()
+        beats = {lock: _last_beat(lock) for lock in locks}  # all are watched from the start
         for lock in locks:
-            held.append((lock, _take(lock, patience_s)))
+            held.append((lock, _take(lock, patience_s, beats[lock], began)))
         yield
     finally:
         done.set()
@@ -127,11 +129,10 @@ def holder(lock: Path) -> Holder | str | None:
     return None
 
 
-def _take(lock: Path, patience_s: float) -> IO[str]:
-    """Return a lock's file, open and ours."""
+def _take(lock: Path, patience_s: float, beat: int | None, watched_since: float) -> IO[str]:
+    """Return a lock's file, open and ours; `beat` is when its holder touched it last as of `watched_since`."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    here, began = Holder.here(), time.monotonic()
-    beat, watched_since, told = None, began, False
+    here, began, told = Holder.here(), time.monotonic(), False
     while True:
         file = lock.open("a+")
         free, named = _try(file), Holder.of(file)
@@ -159,6 +160,10 @@ def _take(lock: Path, patience_s: float) -> IO[str]:
             print(f"{lock}: held by {who}; waiting for it", flush=True)
             told = True
         time.sleep(POLL_S)
+
+
+def _last_beat(lock: Path) -> int | None:
+    return lock.stat().st_mtime_ns if lock.is_file() else None
 
 
 def _try(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:

@@ -101,6 +101,15 @@ def test_a_machine_that_died_blocks_for_a_while_only(lock, capsys):
     )
 
 
+def test_many_locks_of_a_machine_that_died_are_watched_together(tmp_path):
+    dead = [tmp_path / f"{index}.lock" for index in range(5)]
+    for lock in dead:
+        lock.write_text(json.dumps(ELSEWHERE))
+    began = time.monotonic()
+    with hold(dead):
+        assert 0.4 <= time.monotonic() - began < 5 * 0.4
+
+
 def test_a_machine_that_lives_is_believed(lock):
     elsewhere(lock)
     ended = threading.Event()
