@@ -9,6 +9,11 @@ BOOTSTRAP := requirements/bootstrap.txt
 INSTALLER ?= uv
 PROFILE ?= phantom
 SEED ?= 0
+SEEDS ?= $(SEED)
+CLUSTER ?=
+JOBS ?=
+SLURM ?=
+do = $(strip $(if $(CLUSTER),submit,run) $(1) $(SLURM) --profile $(PROFILE) --seeds $(SEEDS) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(JOBS),--jobs $(JOBS)))
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
@@ -16,7 +21,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
-	@echo "  variables: PROFILE=$(PROFILE) SEED=$(SEED) VENV=$(VENV) PYTHON=$(PYTHON) INSTALLER=uv|pip"
+	@echo "  variables: PROFILE=$(PROFILE) SEED=$(SEED) SEEDS=\"$(SEEDS)\" CLUSTER=slurm|local|debug SLURM=\"slurm.KEY=VALUE ...\" JOBS=N VENV=$(VENV) PYTHON=$(PYTHON) INSTALLER=uv|pip"
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo "need Python 3.11, 3.12 or 3.13 with venv (Debian/Ubuntu: apt install python3-venv), or: make PYTHON=/path/to/python"; exit 1; }
@@ -36,22 +41,22 @@ endif
 setup: $(VENV)/.installed  ## Create .venv with the locked packages (about 5 GB on Linux)
 
 ablation-table1: setup  ## Train, generate and score every row of Table 1, then print it
-	$(PY) -m experiments run experiments/table1.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m experiments $(call do,experiments/table1.yaml)
 
 ablation-table2: setup  ## Score the rows of Table 2 (FID, FVD, CLIP score), then print it
-	$(PY) -m experiments run experiments/table2.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m experiments $(call do,experiments/table2.yaml)
 
 fig5-masks: setup  ## The mask-granularity study of Fig. 5
-	$(PY) -m experiments run experiments/fig5_masks.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m experiments $(call do,experiments/fig5_masks.yaml)
 
 smoke: setup  ## Table 1 with tiny settings: the whole path in about a minute
 	$(PY) -m experiments run experiments/table1.yaml --profile smoke
 
 table: setup  ## Print Table 1 again from the scores on disk
-	$(PY) -m evaluation table experiments/table1.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m evaluation table experiments/table1.yaml --profile $(PROFILE) --seeds $(SEEDS)
 
 status: setup  ## Show which stages of Table 1 are done
-	$(PY) -m experiments status experiments/table1.yaml --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m experiments status experiments/table1.yaml --profile $(PROFILE) --seeds $(SEEDS)
 
 test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WEIGHTS=folder on weights)
 	$(PY) -m pytest
@@ -84,7 +89,7 @@ format: setup  ## Apply ruff's fixes and formatting
 	$(PY) -m ruff format .
 
 lock: $(PY)  ## Refresh the hash-locked requirements from pyproject.toml
-	$(UV) pip compile pyproject.toml --extra train --extra metrics --extra itk --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile pyproject.toml --extra train --extra cluster --extra metrics --extra itk --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o $(LOCK)
 
 clean:  ## Remove runs and caches (asks nothing; the environment stays)

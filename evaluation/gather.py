@@ -1,7 +1,8 @@
 """Gathers a table from a YAML file and the score files of its rows.
 
-Reads `<runs>/<profile>/<experiment>/seed<k>/scores/summary.json` (the real volumes under `ground_truth`) and nothing of
-the code that made them. A row that could not be run says why in `unavailable.json` beside its `scores/`.
+Reads `<runs>/<profile>/<experiment>/seed<k>/scores/summary.json` (`ground_truth/scores/` for the real volumes, which no
+seed changes) and nothing of the code that made them. A row that could not be run says why in `unavailable.json` beside
+its `scores/`.
 """
 
 from __future__ import annotations
@@ -162,8 +163,12 @@ def gather(table_path: Path, profile: str, seeds: Sequence[int] = (0,), runs_dir
         if entry.get("source") == PUBLISHED:
             _require_published(entry["label"], published, table_path)
             continue
-        run = GROUND_TRUTH if entry.get("source") == GROUND_TRUTH else entry["experiment"]
-        rows.append(_row(entry["label"], folder / run, seeds, columns + companions, run == GROUND_TRUTH, protocols))
+        is_real = entry.get("source") == GROUND_TRUTH
+        if is_real:
+            folders = {seeds[0]: folder / GROUND_TRUTH}
+        else:
+            folders = {seed: folder / entry["experiment"] / f"seed{seed}" for seed in seeds}
+        rows.append(_row(entry["label"], folders, columns + companions, is_real, protocols))
     rows = _with_best(rows, columns + companions)
     if against := data.get("against"):
         rows = _with_differences(rows, columns + companions, str(against), table_path)
@@ -224,15 +229,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _row(
-    label: str, folder: Path, seeds: Sequence[int], columns: Sequence[str], is_real: bool, protocols: dict[str, Path]
+    label: str, folders: Mapping[int, Path], columns: Sequence[str], is_real: bool, protocols: dict[str, Path]
 ) -> Row:
     scored = {}
-    for seed in seeds:
-        path = folder / f"seed{seed}" / "scores" / SUMMARY
+    for seed, folder in folders.items():
+        path = folder / "scores" / SUMMARY
         if path.exists():
             scored[seed] = path, read_json(path)
     if not scored:
-        reason = _why_absent(folder / f"seed{seeds[0]}")
+        reason = _why_absent(next(iter(folders.values())))
         return Row(label, {column: Cell(reason=reason) for column in columns}, reason=reason, is_real=is_real)
 
     for path, summary in scored.values():
@@ -242,8 +247,8 @@ def _row(
     summaries = [summary for _, summary in scored.values()]
     path, first = next(iter(scored.values()))
     notes = list(dict.fromkeys(note for summary in summaries for note in summary["notes"]))
-    if len(scored) < len(seeds):
-        absent = ", ".join(str(seed) for seed in seeds if seed not in scored)
+    if len(scored) < len(folders):
+        absent = ", ".join(str(seed) for seed in folders if seed not in scored)
         notes.append(f"not scored yet: seed {absent}")
     if first["missing"]:
         notes.append(f"{len(first['missing'])} real volumes have no generated one")

@@ -12,9 +12,12 @@ EXAMPLES = """examples:
   python -m experiments run table1 --profile smoke              the same path with tiny settings
   python -m experiments run table1 --dry-run                    what would be done, how long, how large
   python -m experiments run ours --seed 1                       one row, another seed
+  python -m experiments run table1 --seeds 0 1 2                every row three times: mean and spread
   python -m experiments run ours sample.num_inference_steps=24  an override: results go to runs/scratch/
   python -m experiments run table1 --redo generate              discard volumes and scores, keep the trainings
-  python -m experiments status table1                           rows and stages
+  python -m experiments submit table1 --seeds 0 1 2 slurm.partition=gpu slurm.gpus_per_node=1 slurm.time=240
+  python -m experiments submit table1 --cluster local           parallel processes, no Slurm
+  python -m experiments status table1 --watch                   rows and stages, live
   python -m experiments show ours --profile ct_rate             every key, its value and the file that set it
   python -m experiments bench                                   samplers on one set of weights: speed beside quality
 
@@ -39,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = top.add_subparsers(required=True, metavar="{run,status,show,bench}")
+    commands = top.add_subparsers(required=True, metavar="{run,submit,status,show,bench}")
 
     run = _command(commands, "run", _run, "TABLE_OR_EXPERIMENT", "do what is left of a table's rows, then print it")
     run.add_argument("--jobs", type=int, metavar="N", help="rows worked on at once (default: the profile's run.jobs)")
@@ -50,7 +53,21 @@ def parser() -> argparse.ArgumentParser:
         help="discard the results of prepare, train, generate or evaluate and of what follows, and do them again",
     )
     run.add_argument("--dry-run", action="store_true", help="only print what would be done and an estimate of its cost")
-    _command(commands, "status", _status, "TABLE_OR_EXPERIMENT", "print how far each stage of each row is")
+    submit = _command(
+        commands, "submit", _submit, "TABLE_OR_EXPERIMENT", "do what is left as jobs of a cluster, the table last"
+    )
+    submit.add_argument(
+        "--cluster",
+        choices=["slurm", "local", "debug"],
+        default="slurm",
+        help="Slurm (default); processes without it, as many as run.jobs; or this process, for debugging",
+    )
+    submit.add_argument("--jobs", type=int, metavar="N", help="processes of --cluster local (the profile's run.jobs)")
+    submit.add_argument("--print", action="store_true", help="print the scripts for sbatch and submit nothing")
+    status = _command(
+        commands, "status", _status, "TABLE_OR_EXPERIMENT", "print how far each stage of each row is, and what failed"
+    )
+    status.add_argument("--watch", action="store_true", help="go on showing it until all is done")
     _command(commands, "show", _show, "EXPERIMENT", "print every key of an experiment and the file that set it")
     bench = _command(
         commands, "bench", _bench, "EXPERIMENT", "time samplers on one set of weights, beside their quality"
@@ -81,6 +98,8 @@ def _command(commands, name: str, do, target: str, text: str) -> argparse.Argume
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides, as train.max_steps=10")
     command.add_argument("--profile", default="phantom", help="data, size and device: experiments/profiles/ (phantom)")
     command.add_argument("--seed", type=int, default=0, help="of training and sampling (0)")
+    if name in ("run", "status", "submit"):
+        command.add_argument("--seeds", type=int, nargs="+", metavar="K", help="several: tables of mean and spread")
     command.set_defaults(do=do)
     return command
 
@@ -92,10 +111,22 @@ def _run(options: argparse.Namespace) -> int:
     return pipeline.run(_request(options, redo=options.redo, dry_run=options.dry_run))
 
 
-def _status(options: argparse.Namespace) -> int:
-    from experiments import pipeline
+def _submit(options: argparse.Namespace) -> int:
+    from experiments import slurm
+    from experiments.submit import submit
 
-    print(pipeline.status(_request(options)))
+    settings, options.overrides = slurm.split(options.overrides)
+    options.overrides += [] if options.jobs is None else [f"run.jobs={options.jobs}"]
+    return submit(_request(options), options.cluster, settings, options.print)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from experiments import status
+
+    if options.watch:
+        status.watch(_request(options))
+    else:
+        print(status.status(_request(options)))
     return 0
 
 
@@ -123,7 +154,11 @@ def _show(options: argparse.Namespace) -> int:
 def _request(options: argparse.Namespace, **more):
     from experiments.pipeline import Request
 
-    return Request(options.target, options.profile, options.seed, tuple(options.overrides), **more)
+    return Request(options.target, options.profile, _seeds(options), tuple(options.overrides), **more)
+
+
+def _seeds(options: argparse.Namespace) -> tuple[int, ...]:
+    return tuple(getattr(options, "seeds", None) or [options.seed])
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def make_volumes(
     if speed_only:
         tasks = [task for task in tasks if task.name not in ("generate", "evaluate")]
     resolved = Resolved(table, made, tasks, Folders.of(base))
-    if code := pipeline.complete(resolved, replace(request, seed=base.experiment.seed)):
+    if code := pipeline.complete(resolved, replace(request, seeds=(base.experiment.seed,))):
         raise UserError(f"bench: some rows could not be made (exit code {code}); see above")
     return resolved
 

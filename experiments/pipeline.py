@@ -6,8 +6,6 @@ Killed at any moment, the same command goes on. What a stage printed is in `run.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,16 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments import load, plan
+from experiments import failures, load, plan
 from experiments.load import Loaded, Row, Table
-from experiments.progress import FILE, Display, duration, label, report_of
-from experiments.stamps import check
-from experiments.tasks import GROUND_TRUTH, STAGES, Folders, Task, depends, discard, stages_from, tasks_of
-from experiments.workers import Outcome, Workers, wait_until_gone
+from experiments.locks import Held, hold
+from experiments.progress import FILE, Display, duration, label
+from experiments.tasks import GROUND_TRUTH, Folders, Task, depends, discard, row_name, stages_from, tasks_of
+from experiments.workers import Outcome, Workers
 from trace_lightning.artifacts import sweep_temporary, write_json, write_text
+from trace_lightning.config import RunConfig
 from trace_lightning.errors import UserError
 
 POLL_S = 0.5
+PATIENCE_S = 30.0  # with workers of a killed run, which end by themselves
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Request:
     Attributes:
         target: a table or an experiment, by name or path.
         profile: name of the profile.
-        seed: of training and sampling.
+        seeds: of training and sampling; the table is over all of them.
         overrides: key=value pairs.
         redo: the stage from which on everything is done again.
         dry_run: only say what would be done.
@@ -42,7 +42,7 @@ class Request:
 
     target: str
     profile: str = "phantom"
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     overrides: tuple[str, ...] = ()
     redo: str | None = None
     dry_run: bool = False
@@ -59,9 +59,19 @@ class Resolved:
 
     @property
     def row_names(self) -> list[str]:
-        """The names of the rows that there is something to do for, in the table's order."""
-        names = [row.experiment or row.source for row in self.table.rows if row.source != "published"]
+        """The names of the rows that there is something to do for, in the table's order, seed by seed."""
+        several = len(self.seeds) > 1
+        names = []
+        for row in self.table.rows:
+            of_row = [one.experiment for one in self.rows if one.experiment.name == row.experiment]
+            names += [row_name(experiment, several) for experiment in of_row]
+            names += [GROUND_TRUTH] if row.source == GROUND_TRUTH else []
         return list(dict.fromkeys(names))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, in the order in which they were asked for."""
+        return tuple(dict.fromkeys(row.experiment.seed for row in self.rows))
 
 
 def run(request: Request) -> int:
@@ -74,13 +84,12 @@ def run(request: Request) -> int:
     first, folders = resolved.rows[0], resolved.folders
     if first.scratch:
         print(f"with {', '.join(first.overrides)}: results go to {folders.profile}, no table reads them")
-    with contextlib.nullcontext() if request.dry_run else alone(folders.profile):
-        outcomes = _complete(resolved, request)
-        if request.dry_run:
-            return 0
-        if any(task.name == "evaluate" and _is_done(task, outcomes) for task in resolved.tasks):
-            print_table(resolved)
-        return report(resolved.tasks, outcomes)
+    outcomes = _complete(resolved, request)
+    if request.dry_run:
+        return 0
+    if any(task.name == "evaluate" and _is_done(task, outcomes) for task in resolved.tasks):
+        print_table(resolved)
+    return report(resolved.tasks, outcomes)
 
 
 def complete(resolved: Resolved, request: Request) -> int:
@@ -89,8 +98,7 @@ def complete(resolved: Resolved, request: Request) -> int:
     Raises:
         UserError: anything wrong that can be seen before the work starts.
     """
-    with alone(resolved.folders.profile):
-        return report(resolved.tasks, _complete(resolved, request))
+    return report(resolved.tasks, _complete(resolved, request))
 
 
 def resolve(request: Request) -> Resolved:
@@ -101,8 +109,11 @@ def resolve(request: Request) -> Resolved:
     else:
         rows = (Row("GT", source=GROUND_TRUTH), Row(path.stem, path.stem))
         table = replace(load.load_table("table1"), name=path.stem, title="", published=None, rows=rows, path=path)
+    if len(set(request.seeds)) < len(request.seeds):
+        raise UserError(f"seeds {', '.join(map(str, request.seeds))}: one is named twice")
     rows = [
-        load.load(path.with_name(f"{name}.yaml"), request.profile, request.overrides, request.seed)
+        load.load(path.with_name(f"{name}.yaml"), request.profile, request.overrides, seed)
+        for seed in request.seeds
         for name in table.experiments
     ]
     if not rows:
@@ -127,13 +138,14 @@ def work(left: Sequence[Task], workers: Workers, seconds: dict[Any, float], rows
                     outcomes[task.key] = failed
                     waiting.remove(task)
                 elif None not in needs and workers.free:
-                    (task.folder / FILE).unlink(missing_ok=True)
-                    workers.call(task.key, "experiments.stages:execute", task, task.log)
+                    workers.call(task.key, "experiments.pipeline:execute", task, task.log)
                     running[task.key] = task, time.monotonic()
                     waiting.remove(task)
             for key, outcome in workers.finished(POLL_S):
                 task, started = running.pop(key)
                 outcomes[key] = outcome
+                if outcome.state in ("refused", "broken"):
+                    failures.write(task, outcome.message)
                 display.say(f"{label(task)}: {task.name} {outcome.state} ({duration(time.monotonic() - started)})")
             rows_done = sum(not any(row in task.rows for task in [*waiting, *_tasks(running)]) for row in rows)
             display.update(_tasks(running), rows_done)
@@ -156,40 +168,55 @@ def report(tasks: Sequence[Task], outcomes: dict[Any, Outcome]) -> int:
     return 1 if "broken" in states else 2 if states & {"refused", "stopped"} else 0
 
 
-def status(request: Request) -> str:
-    """Return the state of each stage of each row."""
-    resolved = resolve(request)
-    active = _holder(resolved.folders.profile) is not None
-    table = [["row", *STAGES]]
-    for name in resolved.row_names:
-        of_row = {task.stage: task for task in resolved.tasks if name in task.rows and task.name != "reference"}
-        table.append([name, *(_state(of_row[stage], active) if stage in of_row else "" for stage in STAGES)])
-    widths = [max(len(line[i]) for line in table) for i in range(len(STAGES) + 1)]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)
-
-
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a profile's runs, wait for workers of a killed run, and sweep what they left half-written.
+def claimed(left: Sequence[Task], folders: Folders) -> Iterator[None]:
+    """Keep other runs from the same tasks, and sweep what killed ones left half-written.
 
     Raises:
-        UserError: another run holds it; says which.
+        UserError: another run works on one of them; says which, and since when.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    claims = {task.claim: task for task in left}
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+            stack.enter_context(hold(list(claims)))
+        except Held as error:
+            task = claims[error.lock]
             raise UserError(
-                f"{folder}: another run works here ({file.read().strip()}); wait for it or end it"
+                f"{folders.profile}: another run works here ({error.who}; it has {task.name} for {label(task)}); wait "
+                "for it or end it"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
-        wait_until_gone(folder / ".workers")
-        sweep_temporary(folder)
+        sweep_temporary(folders.profile)
         yield
+
+
+def estimate(left: Sequence[Task], run: RunConfig, log: Path) -> dict[Any, float]:
+    """Print what tasks will cost, and return their seconds; see `run`."""
+    with Workers(min(run.jobs, len(left)), run.threads) as workers:
+        return _estimate(workers, left, run.jobs, log)
+
+
+def execute(task: Task) -> bool:
+    """Do a task in this process, as soon as no worker of a killed run is at it any more; see `stages.execute`."""
+    from experiments import stages
+
+    with hold([task.lock], PATIENCE_S):
+        failures.clear(task)
+        (task.folder / FILE).unlink(missing_ok=True)
+        return stages.execute(task)
+
+
+def write_configs(left: Sequence[Task], rows: Sequence[Loaded]) -> None:
+    """Keep the resolved config beside weights and volumes, each value with the file that set it."""
+    loaded = {(row.experiment.name, row.experiment.seed): row for row in rows}
+    for task in left:
+        if task.name in ("train", "generate"):
+            of_task = loaded[task.experiment.name, task.experiment.seed]
+            write_text(task.folder / "config.yaml", load.describe(of_task))
+
+
+def mark_unavailable(task: Task, reason: str) -> None:
+    """Leave the reason where the table looks for scores, and where the next run looks before it tries again."""
+    write_json(task.folder / "unavailable.json", {"reason": reason, "depends": depends(task)})
 
 
 def print_table(resolved: Resolved) -> None:
@@ -205,7 +232,7 @@ def print_table(resolved: Resolved) -> None:
             row.pop("source" if "experiment" in row else "experiment", None)
         keys = {"name": table.name, "columns": table.columns, "companions": table.companions, "rows": rows}
         write_json(path, keys)  # JSON is YAML
-    make_table(path, folders.profile.name, (folders.seed,), folders.profile.parent)
+    make_table(path, folders.profile.name, resolved.seeds, folders.profile.parent)
 
 
 def _complete(resolved: Resolved, request: Request) -> dict[Any, Outcome]:
@@ -214,8 +241,11 @@ def _complete(resolved: Resolved, request: Request) -> dict[Any, Outcome]:
     outcomes = {key: Outcome("unavailable", message=reason) for key, reason in unavailable.items()}
     if left or request.dry_run:
         print(plan.describe(resolved.tasks, left, resolved.rows[0].experiment.run.jobs), flush=True)
-    if left:
-        outcomes |= _do(resolved, left, request)
+    if left and request.dry_run:
+        _do(resolved, left, request)
+    elif left:
+        with claimed(left, resolved.folders):
+            outcomes |= _do(resolved, left, request)
     if not request.dry_run:
         _mark_unavailable(resolved, outcomes)
     return outcomes
@@ -224,7 +254,7 @@ def _complete(resolved: Resolved, request: Request) -> dict[Any, Outcome]:
 def _do(resolved: Resolved, left: Sequence[Task], request: Request) -> dict[Any, Outcome]:
     """Start the workers, print the estimate, and unless this is a dry run do what is left."""
     keys, folder = resolved.rows[0].experiment.run, resolved.folders.profile
-    with Workers(min(keys.jobs, len(left)), keys.threads, folder / ".workers") as workers:
+    with Workers(min(keys.jobs, len(left)), keys.threads) as workers:
         seconds = _estimate(workers, left, keys.jobs, folder / "run.log")
         if request.dry_run:
             return {}
@@ -232,7 +262,7 @@ def _do(resolved: Resolved, left: Sequence[Task], request: Request) -> dict[Any,
             (task.folder / "unavailable.json").unlink(missing_ok=True)
             if task.stage in stages_from(request.redo):
                 discard(task)
-        _write_configs(left, resolved.rows)
+        write_configs(left, resolved.rows)
         return work(left, workers, seconds, resolved.row_names)
 
 
@@ -253,49 +283,13 @@ def _estimate(workers: Workers, left: Sequence[Task], jobs: int, log: Path) -> d
     return plan.seconds_by_task(left, costs)
 
 
-def _write_configs(left: Sequence[Task], rows: Sequence[Loaded]) -> None:
-    """Keep the resolved config beside weights and volumes, each value with the file that set it."""
-    by_name = {row.experiment.name: row for row in rows}
-    for task in left:
-        if task.name in ("train", "generate"):
-            write_text(task.folder / "config.yaml", load.describe(by_name[task.experiment.name]))
-
-
 def _mark_unavailable(resolved: Resolved, outcomes: dict[Any, Outcome]) -> None:
-    """Leave the reason where the table looks for scores, and where the next run looks before it tries again."""
     for task in resolved.tasks:
         outcome = outcomes.get(task.key)
-        path = task.folder / "unavailable.json"
         if outcome and outcome.state == "unavailable":
-            write_json(path, {"reason": outcome.message, "depends": depends(task)})
+            mark_unavailable(task, outcome.message)
         else:
-            path.unlink(missing_ok=True)
-
-
-def _holder(folder: Path) -> str | None:
-    """Return who works in a folder, if anybody does."""
-    if not (folder / ".lock").is_file():
-        return None
-    with (folder / ".lock").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return file.read().strip()
-    return None
-
-
-def _state(task: Task, active: bool) -> str:
-    if (task.folder / "unavailable.json").is_file():
-        return "unavailable"
-    try:
-        state = check(task.folder, task.name, depends(task), task.stage)
-    except UserError:
-        return "changed"
-    if state != "begun":
-        return "done" if state == "done" else "-"
-    progress = report_of(task)
-    how_far = f" {progress.done}/{progress.total}" if progress else ""
-    return f"{'running' if active else 'stopped'}{how_far}"
+            (task.folder / "unavailable.json").unlink(missing_ok=True)
 
 
 def _is_done(task: Task, outcomes: dict[Any, Outcome]) -> bool:

@@ -4,7 +4,7 @@ Layout below `runs/` (or `runs/scratch/<overrides>/`):
 
     <profile>/prepared/<digest>/               stamp of a prepared cache
     <profile>/trainings/<digest>/              a training, shared by all rows that agree in what it depends on
-    <profile>/ground_truth/seed<k>/            real volumes of the test split, their masks and scores
+    <profile>/ground_truth/                    real volumes of the test split, their masks and scores, of all seeds
     <profile>/<experiment>/seed<k>/            config, train/ (refers to the training), volumes/, scores/
 """
 
@@ -48,8 +48,7 @@ class Task:
         experiment: the keys it works with.
         folder: where its stamp, log and results are.
         needs: the tasks that must be done before.
-        rows: the names of the rows that wait for it.
-        overrides: those of the command line, for messages.
+        rows: the names of the rows that wait for it, with their seeds where a table is run over several.
     """
 
     name: str
@@ -72,6 +71,16 @@ class Task:
     def log(self) -> Path:
         """The file that takes what the work prints."""
         return self.folder / "run.log"
+
+    @property
+    def lock(self) -> Path:
+        """The lock of the process that does the work."""
+        return self.folder / f".{self.name}.lock"
+
+    @property
+    def claim(self) -> Path:
+        """The lock of the run that the work belongs to, held from the run's start."""
+        return self.folder / f".{self.name}.claim"
 
 
 @dataclass(frozen=True)
@@ -98,20 +107,21 @@ class Folders:
     @property
     def ground_truth(self) -> Path:
         """The folder of the real volumes."""
-        return self.run(GROUND_TRUTH)
+        return self.profile / GROUND_TRUTH
 
 
 def tasks_of(rows: Sequence[Loaded], ground_truth: bool) -> list[Task]:
     """Return the tasks of a table's rows, each after those it needs; what rows share is one task.
 
     Args:
-        rows: the resolved experiments, of one profile and seed.
+        rows: the resolved experiments of one profile; the same experiment may come with several seeds.
         ground_truth: whether the real volumes are scored too, as a row of their own.
 
     Raises:
         UserError: two rows are tested on different data.
     """
     _refuse_other_tests([row.experiment for row in rows])
+    several = len({row.experiment.seed for row in rows}) > 1
     folders = Folders.of(rows[0])
     prepares: dict[Path, list[Experiment]] = {}
     trainings: dict[Path, list[Experiment]] = {}
@@ -121,7 +131,7 @@ def tasks_of(rows: Sequence[Loaded], ground_truth: bool) -> list[Task]:
         trainings.setdefault(_training(folders, experiment), []).append(experiment)
 
     def names(experiments: Sequence[Experiment]) -> tuple[str, ...]:
-        return tuple(experiment.name for experiment in experiments)
+        return tuple(row_name(experiment, several) for experiment in experiments)
 
     prepare = {folder: Task("prepare", group[0], folder, (), names(group)) for folder, group in prepares.items()}
     # The row that asks for the fewest patients is there if any row is.
@@ -136,11 +146,16 @@ def tasks_of(rows: Sequence[Loaded], ground_truth: bool) -> list[Task]:
     if ground_truth:
         tasks.append(Task("evaluate", modest, folders.ground_truth, (reference,), (GROUND_TRUTH,)))
     for row in rows:
-        experiment, folder = row.experiment, folders.run(row.experiment.name)
+        experiment, folder = row.experiment, Folders.of(row).run(row.experiment.name)
         needs = (prepare[_prepared(folders, experiment)], train[_training(folders, experiment)], reference)
-        generate = Task("generate", experiment, folder, needs, (experiment.name,))
-        tasks += [generate, Task("evaluate", experiment, folder, (generate, reference), (experiment.name,))]
+        generate = Task("generate", experiment, folder, needs, names([experiment]))
+        tasks += [generate, Task("evaluate", experiment, folder, (generate, reference), names([experiment]))]
     return tasks
+
+
+def row_name(experiment: Experiment, several: bool) -> str:
+    """Return what a row is called in messages: with its seed where there are several."""
+    return f"{experiment.name} (seed {experiment.seed})" if several else experiment.name
 
 
 def stages_from(redo: str | None) -> tuple[str, ...]:
@@ -157,18 +172,17 @@ def depends(task: Task) -> dict[str, dict[str, Any]]:
 
 def discard(task: Task) -> None:
     """Remove a task's result, stamps first, and for `prepare` the cache behind it."""
-    for name in (f"{task.name}.json", f"{task.name}.begun.json", "unavailable.json"):
+    for name in (f"{task.name}.json", f"{task.name}.begun.json", f"{task.name}.failed.json", "unavailable.json"):
         (task.folder / name).unlink(missing_ok=True)
     results = {
         "prepare": _cached,
         "reference": lambda task: [task.folder / kind for kind in ("volumes", "masks", "own_masks")],
-        "train": lambda task: [task.folder],
+        "train": lambda task: list(task.folder.glob("[!.]*")),  # but the locks
         "generate": lambda task: [task.folder / "volumes"],
         "evaluate": lambda task: [task.folder / "scores"],
     }
-    for folder in results[task.name](task):
-        if folder.is_dir():
-            shutil.rmtree(folder)
+    for path in results[task.name](task):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def is_intact(task: Task) -> bool:

@@ -8,13 +8,11 @@ worker that a signal asks to stop leaves its files in order, says so and ends; a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -35,7 +33,7 @@ class Outcome:
     Attributes:
         state: done; unavailable (not enough patients); refused (an error of the user's to mend); stopped (by a signal
             to its worker); broken.
-        value: what the call returned, if done.
+        value: what the call returned, if done; the number of the signal, if stopped.
         message: why not, otherwise.
     """
 
@@ -47,16 +45,14 @@ class Outcome:
 class Workers:
     """A fixed number of workers; closed at the end of a `with` block."""
 
-    def __init__(self, number: int, threads: int, lock: Path):
+    def __init__(self, number: int, threads: int):
         """Start them.
 
         Args:
             number: how many.
             threads: of each; 0 shares the cores out.
-            lock: a file on which every living worker holds a shared lock.
         """
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        self.number, self.lock = number, lock
+        self.number = number
         self.threads = threads or max(1, (os.cpu_count() or 1) // number)
         self.free: list[_Worker] = [self._start() for _ in range(number)]
         self.busy: dict[Any, _Worker] = {}
@@ -96,28 +92,26 @@ class Workers:
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self.lock))
-        with _environment(dict.fromkeys(THREAD_VARIABLES, str(self.threads))):  # read when libraries are loaded
+        process = context.Process(target=_work, args=(theirs,))
+        with variables(dict.fromkeys(THREAD_VARIABLES, str(self.threads))):  # read when libraries are loaded
             process.start()
         theirs.close()
         return _Worker(process, ours)
 
 
-def wait_until_gone(lock: Path) -> None:
-    """Wait until the workers of a killed run have ended.
-
-    Raises:
-        UserError: they have not after half a minute.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        for _ in range(PATIENCE_S * 10):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.1)
-    raise UserError(f"{lock}: workers of a run that was killed are still alive; end them and repeat the command")
+@contextlib.contextmanager
+def variables(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the length of a `with` block, for processes that are started in it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @dataclass(frozen=True)
@@ -126,25 +120,25 @@ class _Worker:
     connection: Connection
 
 
-def _work(connection: Connection, lock: Path) -> None:
+def _work(connection: Connection) -> None:
     """Answer calls until the parent hangs up, or a signal asks to stop."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     stop_on_signals()
-    with contextlib.suppress(EOFError, Stopped), lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
+    with contextlib.suppress(EOFError, Stopped):
         outcome = None
         while outcome is None or outcome.state != "stopped":
             function, argument, log = connection.recv()
             _forget_peak_memory()
-            outcome = _answer(function, argument, log)
+            outcome = answer(function, argument, log)
             with contextlib.suppress(OSError):  # a full disk, which the outcome says
                 sys.stdout.flush()
                 sys.stderr.flush()
             connection.send(outcome)
 
 
-def _answer(function: str, argument: Any, log: Path) -> Outcome:
+def answer(function: str, argument: Any, log: Path) -> Outcome:
+    """Call `function` ("module:name") with `argument`, printing to `log`, and say how it ended."""
     try:
         _print_to(log)
         return Outcome("done", resolve(function)(argument))
@@ -153,7 +147,7 @@ def _answer(function: str, argument: Any, log: Path) -> Outcome:
     except UserError as error:
         return Outcome("refused", message=str(error))
     except Stopped as stop:
-        return Outcome("stopped", message=f"{stop}; repeat the command to continue")
+        return Outcome("stopped", stop.number, f"{stop}; repeat the command to continue")
     except MemoryError as error:
         reason = f"no memory is left ({error or 'none can be had'}); lower run.jobs or data.num_workers"
         return Outcome("refused", message=reason)
@@ -182,20 +176,6 @@ def _forget_peak_memory() -> None:
     """Let the peak of resident memory start anew, so that a task reports its own (Linux; elsewhere the process's)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _cause_of_death(process: multiprocessing.process.BaseProcess) -> str:

@@ -279,7 +279,7 @@ def _text_effect(options: argparse.Namespace) -> int:
     from trace_lightning.text_effect import summary, text_effect
 
     experiment, training_folder = _trained(options.run_folder)
-    masks = options.run_folder.parents[1] / "ground_truth" / options.run_folder.name / "masks"
+    masks = options.run_folder.parents[1] / "ground_truth" / "masks"
     for what, prompt in (("finding", options.prompt), ("control", options.control)):
         if prompt is None:
             continue

@@ -10,7 +10,10 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from trace_lightning.errors import UserError
 
 TEMPORARY = ".tmp-"
 GZIP_MAGIC = b"\x1f\x8b"
+ABANDONED_S = 24 * 3600.0
 SMALLEST_VOXEL_MM3 = 1e-6
 CANONICAL_AXES = ("L", "P", "S")
 METAIMAGE = (".mha", ".mhd")
@@ -42,7 +46,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` (file or folder) that becomes `path` when the block ends without error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
+    temporary = temporary_of(path)
     try:
         yield temporary
         if temporary.is_dir() and path.is_dir():
@@ -56,10 +60,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def temporary_of(path: Path) -> Path:
+    """Return the name under which this process writes `path`; it says which process of which machine that is."""
+    return path.with_name(f"{TEMPORARY}{socket.gethostname()}+{os.getpid()}-{path.name}")
+
+
 def sweep_temporary(folder: Path) -> None:
-    """Remove what a killed process left half-written below `folder`."""
+    """Remove what killed processes left half-written below `folder`; what a living one writes is left alone.
+
+    Whether a process of another machine lives cannot be seen from here: its files go when nobody has touched them for
+    a day.
+    """
     for path in Path(folder).rglob(f"{TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if not _is_being_written(path):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_being_written(path: Path) -> bool:
+    named = re.match(rf"{re.escape(TEMPORARY)}(?P<host>.*)\+(?P<process>\d+)-", path.name)
+    if named is None:
+        return False
+    if named["host"] != socket.gethostname():
+        with contextlib.suppress(FileNotFoundError):
+            return abs(time.time() - path.stat().st_mtime) < ABANDONED_S
+        return False
+    try:
+        os.kill(int(named["process"]), 0)  # asks only
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return int(named["process"]) != os.getpid()  # ours are of a process before us that had our number
 
 
 def write_text(path: Path, text: str) -> None:

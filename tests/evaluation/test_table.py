@@ -61,10 +61,10 @@ def write_summary(folder, seed=0, inputs=("mask", "text"), notes=(), digest="p",
         "inputs": None if inputs is None else list(inputs),
         "notes": list(notes),
         "generated_dir": "../volumes",
-        "reference_dir": "../../../ground_truth/seed0/volumes",
+        "reference_dir": "../../../ground_truth/volumes",
         "metrics": metrics,
     }
-    path = folder / f"seed{seed}" / "scores" / "summary.json"
+    path = (folder if inputs is None else folder / f"seed{seed}") / "scores" / "summary.json"  # no inputs: real volumes
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(summary))
 
@@ -297,12 +297,11 @@ def test_latex_compiles(project, tmp_path):
 def test_from_volumes_to_table_and_montage(project):
     """The whole path on real files: score three rows, print the table, draw the montage."""
     runs = project / "runs" / "toy"
-    write_cases(runs / "ground_truth" / "seed0" / "volumes", range(2), runs / "ground_truth" / "seed0" / "masks")
+    real = runs / "ground_truth"
+    write_cases(real / "volumes", range(2), real / "masks")
     for name, sigma in (("ours", 0.5), ("dag", 1.5)):
         write_generated(runs / name / "seed0" / "volumes", range(2), sigma, inputs=["mask", "text"])
-    real = runs / "ground_truth" / "seed0"
-    for name in ("ground_truth", "ours", "dag"):
-        folder = runs / name / "seed0"
+    for folder in (real, runs / "ours" / "seed0", runs / "dag" / "seed0"):
         score(folder / "volumes", real / "volumes", folder / "scores", real / "masks", settings=Settings())
     folder = make_table(project / "experiments" / "tiny.yaml", "toy", (0,), project / "runs", 120)
     assert sorted(path.name for path in folder.iterdir()) == ["montage.png", "table.csv", "table.md", "table.tex"]

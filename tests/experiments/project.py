@@ -15,6 +15,7 @@ from trace_lightning.anatomy.grid import Grid
 from trace_lightning.artifacts import Volume, read_json, write_volume
 
 SCRIPT = Path(__file__).with_name("fake_project.py")
+IN_JOBS, ROOT = Path(__file__).with_name("in_jobs"), Path(__file__).parents[2]
 SHAPE, SPACING_MM = (10, 32, 32), (25.0, 11.0, 11.0)
 METADATA = "VolumeName,PatientSex,PatientAge,NumberofSlices\n"
 REPORTS = "VolumeName,Impressions_EN\n"
@@ -88,6 +89,7 @@ class Project:
 
     def __init__(self, root: Path, tree: Path):
         self.root, self.tree = root, tree
+        self.variables: dict[str, str] = {}
         self.profile = root / "runs" / "tiny"
         (root / "profiles").mkdir(parents=True)
         (root / "base.yaml").write_text(BASE)
@@ -111,14 +113,19 @@ class Project:
         ]
         return [sys.executable, str(SCRIPT), *map(str, arguments), "--profile", "tiny", *places]
 
+    def environment(self, pause_s: float = 0) -> dict[str, str]:
+        """Return variables by which the jobs of a submission know the fake method too."""
+        path = os.pathsep.join(filter(None, [str(IN_JOBS), str(ROOT), os.environ.get("PYTHONPATH")]))
+        return os.environ | {"FAKE_PAUSE_S": str(pause_s), "PYTHONPATH": path} | self.variables
+
     def run(self, *arguments: str | Path, pause_s: float = 0) -> subprocess.CompletedProcess:
         """Run it to its end."""
-        environment = os.environ | {"FAKE_PAUSE_S": str(pause_s), "COLUMNS": "200"}
-        return subprocess.run(self.command(*arguments), capture_output=True, text=True, env=environment, timeout=120)
+        environment = self.environment(pause_s) | {"COLUMNS": "200"}
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, env=environment, timeout=300)
 
     def start(self, *arguments: str | Path, pause_s: float) -> subprocess.Popen:
         """Start it in a process group of its own."""
-        environment = os.environ | {"FAKE_PAUSE_S": str(pause_s)}
+        environment = self.environment(pause_s)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(self.command(*arguments), env=environment, start_new_session=True, **pipes)
 
@@ -140,5 +147,5 @@ class Project:
 
     def files(self) -> dict[str, bytes]:
         """Return the results: volumes, weights and scores, by path."""
-        kinds = ("*/seed0/volumes/*.nii.gz", "trainings/*/model.safetensors", "*/seed0/scores/summary.json")
+        kinds = ("*/seed*/volumes/*.nii.gz", "trainings/*/model.safetensors", "*/seed*/scores/summary.json")
         return {str(p.relative_to(self.profile)): p.read_bytes() for kind in kinds for p in self.profile.glob(kind)}

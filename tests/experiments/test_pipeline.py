@@ -53,7 +53,7 @@ def test_every_row_leaves_config_environment_volumes_and_scores(finished: Projec
             "valid_1_a_1.json", "valid_1_a_1.nii.gz", "valid_2_a_1.json", "valid_2_a_1.nii.gz"
         ]  # fmt: skip
         assert read_json(run / "scores" / "summary.json")["n"] == 2
-    truth = finished.profile / "ground_truth" / "seed0"
+    truth = finished.profile / "ground_truth"
     assert read_json(truth / "scores" / "summary.json")["metrics"]["dice"]["value"] == 1
     assert len(list((truth / "masks").iterdir())) == 2
 
@@ -160,6 +160,29 @@ def test_another_seed_is_another_run(copy: Project):
     assert copy.files().items() >= before.items()
 
 
+def test_several_seeds_share_what_no_seed_changes_and_end_in_one_table(copy: Project):
+    before = copy.files()
+    dry = copy.run("run", copy.root / "table.yaml", "--seeds", "0", "1", "--dry-run")
+    assert "train full (seed 0), independent (seed 0) (4 + 1 volumes): done" in dry.stdout
+    assert "train full (seed 1), independent (seed 1) (4 + 1 volumes): to do" in dry.stdout
+    answer = copy.run("run", copy.root / "table.yaml", "--seeds", "0", "1", "--jobs", "2")
+    assert answer.returncode == 0, answer.stderr
+    done = [line.split("] ")[1] for line in answer.stdout.splitlines() if line.startswith("[") and " done (" in line]
+    assert {line.split(": ")[1].split()[0] for line in done} == {"train", "generate", "evaluate"}  # prepared it was
+    assert len(done) == 2 + 3 + 3 and all("(seed 1)" in line for line in done)
+    assert "seeds 0, 1: mean ± standard deviation" in answer.stdout
+    assert copy.files().items() >= before.items() and copy.steps() == [list(range(12))] * 4
+    status = copy.run("status", copy.root / "table.yaml", "--seeds", "0", "1").stdout.splitlines()
+    rows = ["ground_truth", *(f"{row} (seed {k})" for row in ("full", "independent", "blind") for k in (0, 1))]
+    assert [line.split("  ")[0] for line in status[1:]] == rows
+    assert all(line.split()[-4:] == ["done"] * 4 for line in status[2:])
+
+
+def test_a_seed_that_is_named_twice_is_refused(finished: Project):
+    answer = finished.run("run", finished.root / "table.yaml", "--seeds", "1", "1")
+    assert answer.returncode == 2 and "seeds 1, 1: one is named twice" in answer.stderr
+
+
 def test_a_broken_and_an_impossible_row_stop_no_other(project: Project):
     table = project.table("greedy", "broken", "half")
     answer = project.run("run", table)
@@ -171,9 +194,11 @@ def test_a_broken_and_an_impossible_row_stop_no_other(project: Project):
     (log,) = [path for path in project.profile.glob("trainings/*/run.log") if "meant to break" in path.read_text()]
     assert "ZeroDivisionError" in log.read_text()
     assert f"error: broken: it ended with an unexpected error (see {log})" in answer.stderr
-    lines = [line.split() for line in project.run("status", table).stdout.splitlines()]
+    status = project.run("status", table).stdout
+    lines = [line.split() for line in status.splitlines()]
     assert lines[2] == ["greedy", *["unavailable"] * 4]
-    assert lines[3] == ["broken", "done", "stopped", "-", "-"]
+    assert lines[3] == ["broken", "done", "failed", "blocked", "blocked"]
+    assert f"it ended with an unexpected error ({log})" in status and "    ZeroDivisionError: this row" in status
 
     without_broken = project.run("run", project.table("greedy", "half"))
     assert without_broken.returncode == 0 and "estimate" not in without_broken.stdout

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from trace_lightning.artifacts import TEMPORARY, digest, read_json, write_json
+from trace_lightning.artifacts import digest, read_json, temporary_of, write_json
 from trace_lightning.errors import UserError
 
 IDENTITY, LOCK = "identity.json", ".lock"
@@ -73,7 +73,7 @@ def remove(folder: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: a process prepares it just now; it is left alone") from None
-        doomed = folder.with_name(f"{TEMPORARY}{os.getpid()}-{folder.name}")
+        doomed = temporary_of(folder)
         folder.rename(doomed)
     shutil.rmtree(doomed)
 
