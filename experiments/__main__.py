@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python -m experiments run table1 --redo generate              discard volumes and scores, keep the trainings
   python -m experiments status table1                           rows and stages
   python -m experiments show ours --profile ct_rate             every key, its value and the file that set it
+  python -m experiments plot table1                             curves of the trainings, from their CSV files
   python -m experiments bench                                   samplers on one set of weights: speed beside quality
 
 A run that was stopped, even by kill -9, goes on when the command is repeated.
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = top.add_subparsers(required=True, metavar="{run,status,show,bench}")
+    commands = top.add_subparsers(required=True, metavar="{run,status,show,plot,bench}")
 
     run = _command(commands, "run", _run, "TABLE_OR_EXPERIMENT", "do what is left of a table's rows, then print it")
     run.add_argument("--jobs", type=int, metavar="N", help="rows worked on at once (default: the profile's run.jobs)")
@@ -52,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="only print what would be done and an estimate of its cost")
     _command(commands, "status", _status, "TABLE_OR_EXPERIMENT", "print how far each stage of each row is")
     _command(commands, "show", _show, "EXPERIMENT", "print every key of an experiment and the file that set it")
+    plot = _command(commands, "plot", _plot, "TABLE_OR_EXPERIMENT", "draw loss, learning rate, speed and more by step")
+    plot.add_argument("--seeds", type=int, nargs="+", metavar="K", help="lines of several trainings (--seed alone)")
+    plot.add_argument("--out", type=Path, metavar="DIR", help="of curves.png and curves.csv (runs/PROFILE/TABLE)")
     bench = _command(
         commands, "bench", _bench, "EXPERIMENT", "time samplers on one set of weights, beside their quality"
     )
@@ -109,6 +113,14 @@ def _bench(options: argparse.Namespace) -> int:
     seeds = options.seeds or [options.seed]
     sizes = options.volumes, options.slices, options.repeats
     bench(_request(options), seeds, *sizes, options.out, options.speed_only)
+    return 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from experiments.plot import plot
+
+    written = plot(_request(options), options.seeds or [options.seed], options.out)
+    print(f"written: {', '.join(map(str, written))}")
     return 0
 
 

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments import load, plan
+from experiments import load, panels, plan
 from experiments.load import Loaded, Row, Table
 from experiments.progress import FILE, Display, duration, label, report_of
 from experiments.stamps import check
 from experiments.tasks import GROUND_TRUTH, STAGES, Folders, Task, depends, discard, stages_from, tasks_of
 from experiments.workers import Outcome, Workers, wait_until_gone
+from trace_lightning import tracking
 from trace_lightning.artifacts import sweep_temporary, write_json, write_text
 from trace_lightning.errors import UserError
 
@@ -72,6 +73,7 @@ def run(request: Request) -> int:
     """
     resolved = resolve(request)
     first, folders = resolved.rows[0], resolved.folders
+    tracking.check([row.experiment for row in resolved.rows])
     if first.scratch:
         print(f"with {', '.join(first.overrides)}: results go to {folders.profile}, no table reads them")
     with contextlib.nullcontext() if request.dry_run else alone(folders.profile):
@@ -105,6 +107,8 @@ def resolve(request: Request) -> Resolved:
         load.load(path.with_name(f"{name}.yaml"), request.profile, request.overrides, request.seed)
         for name in table.experiments
     ]
+    for row in rows:
+        row.experiment.run.wandb_group = row.experiment.run.wandb_group or table.name
     if not rows:
         raise UserError(f"{load.shown(path)}: no row names an experiment, so there is nothing to run")
     ground_truth = any(row.source == GROUND_TRUTH for row in table.rows)
@@ -205,7 +209,8 @@ def print_table(resolved: Resolved) -> None:
             row.pop("source" if "experiment" in row else "experiment", None)
         keys = {"name": table.name, "columns": table.columns, "companions": table.companions, "rows": rows}
         write_json(path, keys)  # JSON is YAML
-    make_table(path, folders.profile.name, (folders.seed,), folders.profile.parent)
+    written = make_table(path, folders.profile.name, (folders.seed,), folders.profile.parent)
+    panels.publish_table(resolved.rows[0].experiment, table.name, written)
 
 
 def _complete(resolved: Resolved, request: Request) -> dict[Any, Outcome]:

@@ -184,7 +184,12 @@ class RunConfig:
     jobs: int = 1  # rows worked on at once, each in its own process
     devices: int = 1  # that volumes are divided among: GPUs, or processes on a CPU
     threads: int = 0  # torch threads per process; 0: torch's default
-    wandb: Literal["off", "offline", "online"] = "off"  # training curves and sample images to Weights & Biases
+    wandb: Literal["off", "offline", "online"] = "off"  # curves, pictures and scores to Weights & Biases
+    wandb_project: str = "trace-lightning"
+    wandb_entity: str | None = None  # team or user; null: the default of the key
+    wandb_group: str | None = None  # null: the name of the table, or of the experiment where it is run alone
+    wandb_tags: list[str] = field(default_factory=list)  # besides the profile's name
+    wandb_artifacts: list[Literal["weights", "volumes"]] = field(default_factory=list)  # attached to their runs
 
 
 @dataclass

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trace_lightning import tracking
 from trace_lightning.artifacts import atomic_path, digest, file_digest, read_json, sweep_temporary, write_json
 from trace_lightning.config import Experiment
+from trace_lightning.curves import session_logger
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import WEIGHTS, Progress
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from trace_lightning.data.datamodule import CTRateDataModule
 
-RECORD, CHECKPOINT, METRICS = "training.json", "last.ckpt", "metrics"
+RECORD, CHECKPOINT = "training.json", "last.ckpt"
 
 
+@tracking.closing()
 def fit(
     experiment: Experiment,
     build: Callable[[], lightning.LightningModule],
@@ -36,6 +37,7 @@ def fit(
     progress: Progress,
     callbacks: Sequence[lightning.Callback] = (),
     notes: dict | None = None,
+    part: str = "",
 ) -> None:
     """Train what `build` returns in `folder`; resume from the folder's checkpoint if there is one.
 
@@ -51,6 +53,7 @@ def fit(
         progress: told of steps.
         callbacks: they see the averaged weights at the end of a validation.
         notes: further entries of `training.json`.
+        part: which of its trainings this is, where a method has several; for those who watch it.
 
     Raises:
         UserError: the folder holds a checkpoint of another experiment, or the loss is not finite.
@@ -96,6 +99,7 @@ def fit(
         FiniteLoss(),
         Throughput(),
     ]
+    loggers = session_logger(folder), tracking.training_logger(experiment, folder, part)
     trainer = lightning.Trainer(
         accelerator=device.type,
         devices=1,
@@ -108,7 +112,7 @@ def fit(
         log_every_n_steps=settings.log_every_steps,
         callbacks=callbacks,
         plugins=[AtomicCheckpoints()],
-        logger=_loggers(folder, experiment),
+        logger=[logger for logger in loggers if logger is not None],
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -129,6 +133,7 @@ def fit(
         "metrics": {key: round(float(value), 6) for key, value in trainer.callback_metrics.items()},
     }
     write_result(averaged.network_weights(), folder, record)
+    tracking.keep_weights(experiment, folder / WEIGHTS)
 
 
 def is_trained(folder: Path) -> bool:
@@ -182,36 +187,6 @@ def _check_owner(folder: Path, identity: dict) -> None:
     if (folder / CHECKPOINT).is_file() and owner.is_file() and read_json(owner) != identity:
         raise UserError(f"{folder / CHECKPOINT}: a checkpoint of another experiment; remove the folder or name another")
     write_json(owner, identity)
-
-
-def _loggers(folder: Path, experiment: Experiment) -> list:
-    """Return the loggers: curves as CSV, one file for each time the training was started; W&B where asked for."""
-    from lightning.pytorch.loggers import CSVLogger, WandbLogger
-
-    session = len(list((folder / METRICS).glob("session*")))  # Lightning's CSV logger begins each file anew
-    loggers: list = [CSVLogger(folder, name=METRICS, version=f"session{session}")]
-    if experiment.run.wandb != "off":
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline means no network at all
-        settings = {"project": "trace-lightning", "name": experiment.name, "group": experiment.profile}
-        offline = experiment.run.wandb == "offline"
-        if not offline:
-            _log_in()
-        loggers.append(WandbLogger(save_dir=folder, offline=offline, config=asdict(experiment), **settings))
-    return loggers
-
-
-def _log_in() -> None:
-    """Find the credentials of W&B before anything is trained; a worker has no terminal to be asked in."""
-    import wandb
-
-    try:
-        known = wandb.login(prompt=False)
-    except (wandb.errors.Error, ValueError) as error:
-        raise UserError(f"run.wandb=online: W&B refuses its key ({error}); run `wandb login` again") from None
-    if not known:
-        raise UserError(
-            "run.wandb=online needs a key: run `wandb login`, or set WANDB_API_KEY; run.wandb=offline needs none"
-        )
 
 
 def _quiet() -> None:

@@ -54,7 +54,7 @@ def train_tokenizer(experiment: GenerateCTExperiment, folder: Path, progress: Pr
     datamodule.setup("fit")
     build = partial(TokenizerModule, own, text.text_dim(experiment), datamodule.num_steps)
     unclipped = replace(own, train=replace(own.train, grad_clip=None))  # the module clips: it has two optimisers
-    fit(unclipped, build, datamodule, folder, keys, _noted(progress, "tokenizer"))
+    fit(unclipped, build, datamodule, folder, keys, _noted(progress, "tokenizer"), part="tokenizer")
 
 
 def train_transformer(experiment: GenerateCTExperiment, folder: Path, progress: Progress, tokenizer: Path) -> None:
@@ -189,7 +189,7 @@ def _train_encoded(
     datamodule.setup("fit")
     build = partial(module, own, text_dim, datamodule.num_steps)
     notes = {"prompts": len(embedded), "prompts_truncated": num_truncated(embedded.values())}
-    fit(own, build, datamodule, folder, keys, _noted(progress, phase), notes=notes)
+    fit(own, build, datamodule, folder, keys, _noted(progress, phase), notes=notes, part=phase)
 
 
 def _noted(progress: Progress, phase: str) -> Progress:
