@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   python -m experiments status table1                           rows and stages
   python -m experiments show ours --profile ct_rate             every key, its value and the file that set it
   python -m experiments plot table1                             curves of the trainings, from their CSV files
+  python -m experiments sweep experiments/sweeps/noise_steps.yaml --dry-run   every point of a sweep; W&B is not needed
   python -m experiments bench                                   samplers on one set of weights: speed beside quality
 
 A run that was stopped, even by kill -9, goes on when the command is repeated.
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = top.add_subparsers(required=True, metavar="{run,status,show,plot,bench}")
+    commands = top.add_subparsers(required=True, metavar="{run,status,show,plot,sweep,dashboard,bench}")
 
     run = _command(commands, "run", _run, "TABLE_OR_EXPERIMENT", "do what is left of a table's rows, then print it")
     run.add_argument("--jobs", type=int, metavar="N", help="rows worked on at once (default: the profile's run.jobs)")
@@ -56,6 +57,17 @@ def parser() -> argparse.ArgumentParser:
     plot = _command(commands, "plot", _plot, "TABLE_OR_EXPERIMENT", "draw loss, learning rate, speed and more by step")
     plot.add_argument("--seeds", type=int, nargs="+", metavar="K", help="lines of several trainings (--seed alone)")
     plot.add_argument("--out", type=Path, metavar="DIR", help="of curves.png and curves.csv (runs/PROFILE/TABLE)")
+    sweep = commands.add_parser("sweep", help="run every point of a sweep here, without W&B", allow_abbrev=False)
+    sweep.add_argument(
+        "file", type=Path, metavar="FILE", help="of experiments/sweeps/; `wandb sweep FILE` takes it too"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="check the points and print their commands")
+    sweep.set_defaults(do=_sweep, overrides=[])
+    dashboard = commands.add_parser("dashboard", help="create the W&B workspace of dashboard.yaml", allow_abbrev=False)
+    dashboard.add_argument(
+        "project", metavar="ENTITY/PROJECT", help="where runs go: run.wandb_entity, run.wandb_project"
+    )
+    dashboard.set_defaults(do=_dashboard, overrides=[])
     bench = _command(
         commands, "bench", _bench, "EXPERIMENT", "time samplers on one set of weights, beside their quality"
     )
@@ -122,6 +134,26 @@ def _plot(options: argparse.Namespace) -> int:
     written = plot(_request(options), options.seeds or [options.seed], options.out)
     print(f"written: {', '.join(map(str, written))}")
     return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from experiments.sweep import read_sweep, run_sweep
+
+    _refuse_overrides(options)
+    return run_sweep(read_sweep(options.file), options.dry_run)
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from experiments.dashboard import create
+
+    _refuse_overrides(options)
+    print(create(options.project))
+    return 0
+
+
+def _refuse_overrides(options: argparse.Namespace) -> None:
+    if options.overrides:
+        raise UserError(f"{options.overrides[0]}: this command takes no key=value; its file has the keys")
 
 
 def _show(options: argparse.Namespace) -> int:

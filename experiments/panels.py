@@ -53,9 +53,8 @@ def publish_table(experiment: Experiment, name: str, folder: Path) -> None:
         return
     import wandb
 
-    with tracking.opened(experiment, "table", name, folder) as run, (folder / "table.csv").open(newline="") as file:
-        head, *rows = csv.reader(file)
-        found: dict[str, Any] = {"table": wandb.Table(head, rows)}
+    with tracking.opened(experiment, "table", name, folder) as run:
+        found: dict[str, Any] = {"table": wandb.Table(*_wide(folder / "table.csv"))}
         if (folder / "montage.png").is_file():
             found["montage"] = wandb.Image(str(folder / "montage.png"))
         run.log(found)
@@ -82,7 +81,11 @@ def draw_case(task: Task, case_id: str) -> Path:
     middle = (0.5, 0.5, 0.5)
     low, high = WINDOW_HU
     rows = [
-        ("mask", planes(Volume(labels.astype("float32"), grid), middle), {"cmap": "tab20", "vmin": 0, "vmax": 132}),
+        (
+            "mask",
+            planes(Volume(labels.astype("float32"), grid), middle),
+            {"cmap": "nipy_spectral", "vmin": 0, "vmax": 132},
+        ),
         (task.rows[0], planes(volume, middle), {"cmap": "gray", "vmin": low, "vmax": high}),
     ]
     figure = Figure(figsize=(ROW_INCH * (len(PLANES) + 0.5), ROW_INCH * len(rows) + 0.8), dpi=DPI, layout="constrained")
@@ -122,6 +125,16 @@ def _copy_scores(task: Task, run: wandb.Run) -> None:
         picture = wandb.Image(str(draw_case(task, line["case_id"])))
         table.add_data(line["case_id"], picture, *(_cell(line[name]) for name in columns))
     run.log({**found, "scores": table})
+
+
+def _wide(path: Path) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and lines of a printed table, of which the CSV file has a line a cell."""
+    lines: dict[str, dict[str, Any]] = {}
+    with path.open(newline="") as file:
+        for cell in csv.DictReader(file):
+            lines.setdefault(cell["row"], {})[cell["column"]] = _cell(cell["value"])
+    columns = list(dict.fromkeys(column for line in lines.values() for column in line))
+    return ["row", *columns], [[row, *(line.get(column) for column in columns)] for row, line in lines.items()]
 
 
 def _cell(text: str) -> float | str | None:
