@@ -54,7 +54,7 @@ def publish_table(experiment: Experiment, name: str, folder: Path) -> None:
     import wandb
 
     with tracking.opened(experiment, "table", name, folder) as run:
-        found: dict[str, Any] = {"table": wandb.Table(*_wide(folder / "table.csv"))}
+        found: dict[str, Any] = {"table": wandb.Table(*_wide(folder / "table.csv"), allow_mixed_types=True)}
         if (folder / "montage.png").is_file():
             found["montage"] = wandb.Image(str(folder / "montage.png"))
         run.log(found)
@@ -129,12 +129,12 @@ def _copy_scores(task: Task, run: wandb.Run) -> None:
 
 def _wide(path: Path) -> tuple[list[str], list[list[Any]]]:
     """Return columns and lines of a printed table, of which the CSV file has a line a cell."""
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
     with path.open(newline="") as file:
         for cell in csv.DictReader(file):
-            lines.setdefault(cell["row"], {})[cell["column"]] = _cell(cell["value"])
+            lines.setdefault((cell["row"], cell["block"]), {})[cell["column"]] = _cell(cell["value"])
     columns = list(dict.fromkeys(column for line in lines.values() for column in line))
-    return ["row", *columns], [[row, *(line.get(column) for column in columns)] for row, line in lines.items()]
+    return ["row", "", *columns], [[*key, *(line.get(column) for column in columns)] for key, line in lines.items()]
 
 
 def _cell(text: str) -> float | str | None:

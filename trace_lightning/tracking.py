@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 STEP = "trainer/global_step"  # as Lightning calls it
 RUN_ID = "wandb.json"  # beside a training: the run that goes on when the training does
 LAST_STAGE = "evaluate"
+DATA_DIR = "WANDB_DATA_DIR"  # where artefacts wait for their upload; by default in the home folder
 
 
 def check(experiments: Sequence[Experiment]) -> None:
@@ -81,7 +82,7 @@ def opened(experiment: Experiment, stage: str, name: str, folder: Path, run_id: 
 @contextlib.contextmanager
 def closing() -> Iterator[None]:
     """End the run that the block opened, if it opened one; an exception marks it as failed."""
-    failed = True
+    failed, data_dir = True, os.environ.get(DATA_DIR)
     try:
         yield
         failed = False
@@ -89,6 +90,8 @@ def closing() -> Iterator[None]:
         wandb = sys.modules.get("wandb")
         if wandb is not None and getattr(wandb, "run", None) is not None:
             wandb.finish(exit_code=int(failed))
+        if data_dir is None:
+            os.environ.pop(DATA_DIR, None)
 
 
 def training_logger(experiment: Experiment, folder: Path, part: str = "") -> WandbLogger | None:
@@ -136,6 +139,7 @@ def _start(experiment: Experiment, stage: str, name: str, folder: Path, run_id: 
 
     keys, folder = experiment.run, Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault(DATA_DIR, str(folder.absolute() / "wandb"))
     place: dict[str, Any] = {"entity": keys.wandb_entity, "project": keys.wandb_project, "id": run_id}
     if in_sweep():
         place = {}  # the agent's, from the environment
