@@ -6,8 +6,8 @@ import sys
 from dataclasses import replace
 
 import pytest
+from offline_runs import offline_runs
 
-from tests.offline_runs import offline_runs
 from trace_lightning import tracking
 from trace_lightning.artifacts import file_digest
 from trace_lightning.config import Experiment
@@ -61,7 +61,7 @@ def test_an_offline_training_holds_config_curves_pictures_and_weights_and_asks_n
     pictures = [run.file(path) for paths in run.values("samples.filenames") for path in paths]
     on_disk = {file_digest(path) for path in (tmp_path / "samples").glob("*.png")}
     assert len(pictures) == 2 and {file_digest(path) for path in pictures} == on_disk
-    assert run.artifacts == {"tiny-seed0-weights": [WEIGHTS]}
+    assert run.artifacts == {"ours-seed0-weights": [WEIGHTS]}
     assert run.records["exit"][0].get("exit_code", 0) == 0
     assert file_digest(tmp_path / WEIGHTS) == file_digest(trained / WEIGHTS)  # watching changes nothing
 
