@@ -32,14 +32,12 @@ def can_leave_the_network() -> bool:
 
 def attempts(snmp: str) -> int:
     """Return how often anything in a network namespace without routes tried to reach another machine."""
-    lines = [line.split() for line in snmp.splitlines()]
-    tables = {
-        head[0] + name: int(value)
-        for head, values in zip(lines[::2], lines[1::2])
-        for name, value in zip(head, values)
-        if name != head[0]
-    }
-    return tables["Ip:OutNoRoutes"] + tables["Udp:OutDatagrams"] + tables["Tcp:ActiveOpens"]
+    lines = iter(snmp.splitlines())
+    tables = {}
+    for head, values in zip(lines, lines, strict=True):
+        protocol, *names = head.split()
+        tables[protocol] = dict(zip(names, map(int, values.split()[1:]), strict=True))
+    return tables["Ip:"]["OutNoRoutes"] + tables["Udp:"]["OutDatagrams"] + tables["Tcp:"]["ActiveOpens"]
 
 
 @dataclass(frozen=True)
