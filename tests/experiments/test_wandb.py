@@ -117,7 +117,9 @@ def test_scores_are_the_summary_and_a_table_with_pictures(whole):
         assert [line[0] for line in table["data"]] == [line["case_id"] for line in lines]
         dice = table["columns"].index("dice")
         assert [line[dice] for line in table["data"]] == [float(line["dice"]) for line in lines]
-        assert all(line[1]["_type"] == "image-file" for line in table["data"])
+        (stored,) = [artifact for artifact in run.records["artifact"] if artifact["name"].endswith("-scores")]
+        stored = [Path(entry["path"]).name for entry in stored["manifest"]["contents"]]
+        assert set(stored) == {"scores.table.json", *(f"{line['case_id']}.png" for line in lines)}
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import wandb
 from offline_runs import offline_runs
 
 from trace_lightning import tracking
@@ -53,7 +54,7 @@ def test_an_offline_training_holds_config_curves_pictures_and_weights_and_asks_n
     assert asked == []
     (run,) = offline_runs(tmp_path)
     assert (run.job_type, run.group) == ("train", "a table")
-    assert run.records["run"][0]["tags"] == ["mine", experiment.profile]
+    assert run.records["run"][0]["tags"] == [experiment.profile, "mine"]
     assert run.config["train"]["lr"] == experiment.train.lr and run.config["data"]["skips"] == experiment.data.skips
     for name, points in read_curves(tmp_path).items():
         logged = [(item[tracking.STEP], item[name]) for item in run.history if name in item]
@@ -85,10 +86,13 @@ def test_a_training_that_fails_says_so_and_the_next_one_in_this_process_has_a_ru
 def test_under_an_agent_the_curves_go_into_its_run(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
     monkeypatch.setenv("WANDB_RUN_ID", "agents0")
+    wandb.teardown()  # it reads the environment once
     train(asking(prepared, "offline"), tmp_path, silent)
     (run,) = offline_runs(tmp_path)
     assert (run.run_id, run.job_type) == ("agents0", "sweep")
     assert run.values("val/loss")
+    monkeypatch.undo()
+    wandb.teardown()
 
 
 def test_an_agent_runs_an_experiment_not_a_table(monkeypatch):
