@@ -125,6 +125,7 @@ class TrainConfig:
     guidance_training: float = 0.5  # share of pairs that see guidance maps, (G, M) and (G, G) in equal parts
     mask_flow: float = 0.4  # share of pairs whose flow is that between their masks, as at inference
     flow_dropout: float = 0.2  # share of pairs without flow
+    snr_weight_max: float = 1.0  # of `prediction_type: sample`: an error counts SNR times, from 1 to this; 1: all alike
     clean_frame: float = 0.0  # share of pairs whose first frame is given clean; above 0 a channel says so
     noise_correlation: float = 0.0  # between the two frames' noise; drawn for each pair between 0 and this
     val_every_steps: int = 2000
@@ -140,6 +141,7 @@ class SampleConfig:
     solver: Literal["ddim", "dpmpp_2m", "unipc"] = "ddim"  # DPM-Solver++ and UniPC: second order, multistep
     num_inference_steps: int = 50
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    timestep_power: float = 1.0  # `dpmpp_2m`, trailing: T (i / S)^power; above 1 denser where little noise is left
     clip_sample: bool = True
     guidance_scale: float = 1.0  # classifier-free text guidance; 1 is none
     initial_noise: Literal["fresh", "shared"] = "shared"  # a new x_t for each DDIM run, or one for the volume
@@ -281,6 +283,17 @@ def validate(experiment: Experiment) -> None:
     need(
         all(0 <= level < len(model.block_channels) for level in model.attention_levels),
         "model.attention_levels are indices into model.block_channels",
+    )
+    need(
+        train.snr_weight_max == 1 or (train.snr_weight_max > 1 and experiment.diffusion.prediction_type == "sample"),
+        f"train.snr_weight_max={train.snr_weight_max} is 1 or more, and weights errors of the data: above 1 it needs "
+        "diffusion.prediction_type=sample",
+    )
+    dense = sample.solver == "dpmpp_2m" and sample.timestep_spacing == "trailing"
+    need(
+        sample.timestep_power == 1 or (sample.timestep_power > 1 and dense),
+        f"sample.timestep_power={sample.timestep_power} is 1 or more; above 1 it needs sample.solver=dpmpp_2m and "
+        "sample.timestep_spacing=trailing",
     )
     need(model.frame_embedding_dim % 2 == 0, "model.frame_embedding_dim is even")
     steps = train.epochs if train.max_steps is None else train.max_steps

@@ -205,8 +205,8 @@ class TraceGenerator:
         return sample.strides if sample.sampler == "brickwork" else [1]
 
     def _mask_flow(self, classes: np.ndarray, skip: int) -> np.ndarray:
-        experiment = self.experiment
-        return volume_mask_flow(classes, experiment.model.num_mask_classes, experiment.data.flow_stride, skip)
+        data, model = self.experiment.data, self.experiment.model
+        return volume_mask_flow(classes, model.num_mask_classes, data.flow_stride, skip, torch.get_num_threads())
 
     def _text(self, prompt: str) -> Tensor:
         embedded = embed_prompts([prompt], self.experiment.text, Path(self.experiment.run.cache_dir))

@@ -88,11 +88,21 @@ class TraceModule(lightning.LightningModule):
             x_t = torch.stack([torch.where(known, data[:, 0], x_t[:, 0]), x_t[:, 1]], dim=1)
         prediction = self.denoiser(x_t, timesteps, conditions)  # (B, F, H, W)
         target = self._target(data, noise, timesteps)
+        errors = functional.mse_loss(prediction, target, reduction="none") * self._weights(timesteps)  # (B, F, H, W)
         if conditions.known is None:
-            return functional.mse_loss(prediction, target), x_t
+            return errors.mean(), x_t
         asked = torch.stack([1 - conditions.known, torch.ones_like(conditions.known)], dim=1)  # (B, F)
-        errors = (prediction - target).square().mean(dim=(-2, -1))  # (B, F): nothing is asked of a frame that is given
+        errors = errors.mean(dim=(-2, -1))  # (B, F): nothing is asked of a frame that is given
         return (errors * asked).sum() / asked.sum(), x_t
+
+    def _weights(self, timesteps: Tensor) -> Tensor:
+        """Return how much an error counts at each timestep: SNR, not below 1, not above `snr_weight_max`; (B, 1, 1, 1).
+
+        Errors of the data weigh the same at all timesteps otherwise, and what little noise hides is learnt last.
+        """
+        alpha = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]  # (B,)
+        weights = (alpha / (1 - alpha)).clamp(1, self.experiment.train.snr_weight_max)
+        return weights[:, None, None, None]
 
     def _noise(self, data: Tensor, generator: torch.Generator) -> Tensor:
         """Return the noise of samples, (B, F, H, W); that of a pair correlated to an extent drawn for each."""

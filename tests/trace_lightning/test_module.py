@@ -109,6 +109,23 @@ def test_a_share_of_first_frames_is_given_clean_and_nothing_is_asked_of_them(tin
     assert module.objective(data, conditions, generator(1))[0] == pytest.approx(1)
 
 
+def test_errors_count_snr_times_within_bounds(tiny):
+    tiny.train.snr_weight_max = 3.0
+    module = TraceModule(tiny, 64, num_steps=4)
+    alphas = module.scheduler.alphas_cumprod
+    snr = alphas / (1 - alphas)
+    between = int((snr - 2).abs().argmin())
+    weights = module._weights(torch.tensor([0, between, 999])).flatten()
+    assert weights.tolist() == pytest.approx([3, float(snr[between]), 1])
+    data, conditions = batch()["frames"], module.conditions(batch(), generator())
+    module.denoiser.forward = lambda x_t, timesteps, given: data + 0.5
+    draws = generator(1)
+    torch.randn(data.shape, generator=draws)
+    timesteps = torch.randint(1000, (len(data),), generator=draws)
+    expected = 0.25 * snr[timesteps].clamp(1, 3).mean()
+    torch.testing.assert_close(module.objective(data, conditions, generator(1))[0], expected)
+
+
 def test_the_network_sees_whether_the_first_frame_is_known(tiny):
     from dataclasses import replace
 

@@ -101,6 +101,7 @@ def test_the_flow_of_a_volume_is_that_of_its_neighbours():
     flow = volume_mask_flow(classes, 3, 4)
     assert flow.shape == (2, 2, 16, 16)
     np.testing.assert_array_equal(flow[1], mask_flow(classes[1], classes[2], 3, 4))
+    np.testing.assert_array_equal(flow, volume_mask_flow(classes, 3, 4, threads=3))
 
 
 def test_a_mask_flow_at_the_phantoms_size_takes_little():

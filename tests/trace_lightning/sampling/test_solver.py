@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 
 from trace_lightning.config import DiffusionConfig, SampleConfig
 from trace_lightning.sampling.noise import InitialNoise, correlate
-from trace_lightning.sampling.solver import Solver
+from trace_lightning.sampling.solver import Solver, dense_timesteps
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -104,3 +104,18 @@ def test_mixing_keeps_the_variance():
     assert (mixed * other).mean() == pytest.approx(0.6, abs=0.01)
     torch.testing.assert_close(mixed, correlate(own, other, 0.6))
     assert math.isclose(float(correlate(own, other, 0.0)[0]), float(own[0]))
+
+
+def test_dense_timesteps_by_hand():
+    assert dense_timesteps(1000, 4, 1) == [999, 749, 499, 249]  # trailing spacing
+    assert dense_timesteps(1000, 4, 2) == [999, 561, 249, 61]  # 1000 (i / 4)^2 - 1, rounded
+    assert dense_timesteps(10, 5, 3) == [9, 4, 2, 1, 0]  # 10 (i / 5)^3: 0.08, 0.64, 2.16, 5.12; none twice
+
+
+def test_timesteps_are_trailing_ones_at_power_1_and_end_at_less_noise_above():
+    sample = SampleConfig(solver="dpmpp_2m", timestep_spacing="trailing", num_inference_steps=12)
+    even = Solver(None, DIFFUSION, sample)
+    assert even.timesteps.tolist() == dense_timesteps(1000, 12, 1)
+    dense = Solver(None, DIFFUSION, replace(sample, timestep_power=2.0))
+    assert dense.timesteps.tolist() == dense_timesteps(1000, 12, 2) and dense.timesteps[0] == even.timesteps[0]
+    assert dense.timesteps[-1] < even.timesteps[-1]
