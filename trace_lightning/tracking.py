@@ -145,7 +145,7 @@ def _start(experiment: Experiment, stage: str, name: str, folder: Path, run_id: 
         place = {}  # the agent's, from the environment
     run = wandb.init(
         **place,
-        mode=keys.wandb,
+        mode="online" if keys.wandb == "online" else "offline",
         resume="allow" if run_id or in_sweep() else None,
         group=keys.wandb_group or experiment.name,
         job_type="sweep" if in_sweep() else stage,
