@@ -17,7 +17,7 @@ do = $(strip $(if $(CLUSTER),submit,run) $(1) $(SLURM) --profile $(PROFILE) --se
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation-table1 ablation-table2 fig5-masks smoke table status show test test-faults bench bench-loader bench-evaluation bench-sensitivity lint format lock clean
+.PHONY: help setup ablation-table1 ablation-table2 fig5-masks smoke table status show test test-faults bench bench-loader bench-evaluation bench-sensitivity lint types format lock clean
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ bench-sensitivity: setup  ## Which metric sees what, checked, on the phantom (TR
 lint: setup  ## Check style with ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+types: setup  ## Check types with mypy
+	$(PY) -m mypy
 
 format: setup  ## Apply ruff's fixes and formatting
 	$(PY) -m ruff check --fix .

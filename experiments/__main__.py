@@ -19,6 +19,8 @@ EXAMPLES = """examples:
   python -m experiments submit table1 --cluster local           parallel processes, no Slurm
   python -m experiments status table1 --watch                   rows and stages, live
   python -m experiments show ours --profile ct_rate             every key, its value and the file that set it
+  python -m experiments plot table1                             curves of the trainings, from their CSV files
+  python -m experiments sweep experiments/sweeps/noise_steps.yaml --dry-run   every point of a sweep; W&B is not needed
   python -m experiments bench                                   samplers on one set of weights: speed beside quality
 
 A run that was stopped, even by kill -9, goes on when the command is repeated.
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = top.add_subparsers(required=True, metavar="{run,submit,status,show,bench}")
+    commands = top.add_subparsers(required=True, metavar="{run,submit,status,show,plot,sweep,dashboard,bench}")
 
     run = _command(commands, "run", _run, "TABLE_OR_EXPERIMENT", "do what is left of a table's rows, then print it")
     run.add_argument("--jobs", type=int, metavar="N", help="rows worked on at once (default: the profile's run.jobs)")
@@ -69,6 +71,20 @@ def parser() -> argparse.ArgumentParser:
     )
     status.add_argument("--watch", action="store_true", help="go on showing it until all is done")
     _command(commands, "show", _show, "EXPERIMENT", "print every key of an experiment and the file that set it")
+    plot = _command(commands, "plot", _plot, "TABLE_OR_EXPERIMENT", "draw loss, learning rate, speed and more by step")
+    plot.add_argument("--seeds", type=int, nargs="+", metavar="K", help="lines of several trainings (--seed alone)")
+    plot.add_argument("--out", type=Path, metavar="DIR", help="of curves.png and curves.csv (runs/PROFILE/TABLE)")
+    sweep = commands.add_parser("sweep", help="run every point of a sweep here, without W&B", allow_abbrev=False)
+    sweep.add_argument(
+        "file", type=Path, metavar="FILE", help="of experiments/sweeps/; `wandb sweep FILE` takes it too"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="check the points and print their commands")
+    sweep.set_defaults(do=_sweep, overrides=[])
+    dashboard = commands.add_parser("dashboard", help="create the W&B workspace of dashboard.yaml", allow_abbrev=False)
+    dashboard.add_argument(
+        "project", metavar="ENTITY/PROJECT", help="where runs go: run.wandb_entity, run.wandb_project"
+    )
+    dashboard.set_defaults(do=_dashboard, overrides=[])
     bench = _command(
         commands, "bench", _bench, "EXPERIMENT", "time samplers on one set of weights, beside their quality"
     )
@@ -141,6 +157,34 @@ def _bench(options: argparse.Namespace) -> int:
     sizes = options.volumes, options.slices, options.repeats
     bench(_request(options), seeds, *sizes, options.out, options.speed_only)
     return 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from experiments.plot import plot
+
+    written = plot(_request(options), options.seeds or [options.seed], options.out)
+    print(f"written: {', '.join(map(str, written))}")
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from experiments.sweep import read_sweep, run_sweep
+
+    _refuse_overrides(options)
+    return run_sweep(read_sweep(options.file), options.dry_run)
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from experiments.dashboard import create
+
+    _refuse_overrides(options)
+    print(create(options.project))
+    return 0
+
+
+def _refuse_overrides(options: argparse.Namespace) -> None:
+    if options.overrides:
+        raise UserError(f"{options.overrides[0]}: this command takes no key=value; its file has the keys")
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -188,7 +188,9 @@ def find(name: str | Path) -> Path:
     path = Path(name) if str(name).endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not path.is_file():
         there = sorted(
-            file.stem for file in path.parent.glob("*.yaml") if file.stem not in ("base", "bench", "published")
+            file.stem
+            for file in path.parent.glob("*.yaml")
+            if file.stem not in ("base", "bench", "dashboard", "published")
         )
         raise UserError(f"{shown(path)}: no such file; {shown(path.parent)} has {', '.join(there) or 'no .yaml file'}")
     return path

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments import failures, load, plan
+from experiments import failures, load, panels, plan
 from experiments.load import Loaded, Row, Table
 from experiments.locks import Held, hold
 from experiments.progress import FILE, Display, duration, label
 from experiments.tasks import GROUND_TRUTH, Folders, Task, depends, discard, row_name, stages_from, tasks_of
 from experiments.workers import Outcome, Workers
+from trace_lightning import tracking
 from trace_lightning.artifacts import sweep_temporary, write_json, write_text
 from trace_lightning.config import RunConfig
 from trace_lightning.errors import UserError
@@ -82,6 +83,7 @@ def run(request: Request) -> int:
     """
     resolved = resolve(request)
     first, folders = resolved.rows[0], resolved.folders
+    tracking.check([row.experiment for row in resolved.rows])
     if first.scratch:
         print(f"with {', '.join(first.overrides)}: results go to {folders.profile}, no table reads them")
     outcomes = _complete(resolved, request)
@@ -116,6 +118,8 @@ def resolve(request: Request) -> Resolved:
         for seed in request.seeds
         for name in table.experiments
     ]
+    for row in rows:
+        row.experiment.run.wandb_group = row.experiment.run.wandb_group or table.name
     if not rows:
         raise UserError(f"{load.shown(path)}: no row names an experiment, so there is nothing to run")
     ground_truth = any(row.source == GROUND_TRUTH for row in table.rows)
@@ -232,7 +236,8 @@ def print_table(resolved: Resolved) -> None:
             row.pop("source" if "experiment" in row else "experiment", None)
         keys = {"name": table.name, "columns": table.columns, "companions": table.companions, "rows": rows}
         write_json(path, keys)  # JSON is YAML
-    make_table(path, folders.profile.name, resolved.seeds, folders.profile.parent)
+    written = make_table(path, folders.profile.name, resolved.seeds, folders.profile.parent)
+    panels.publish_table(resolved.rows[0].experiment, table.name, written)
 
 
 def _complete(resolved: Resolved, request: Request) -> dict[Any, Outcome]:

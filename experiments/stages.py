@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments import stamps
+from experiments import panels, stamps
 from experiments.methods import method_of, resolve
 from experiments.predict import Volumes, make_all
 from experiments.progress import Further, ProgressFile
@@ -71,6 +71,7 @@ def execute(task: Task) -> bool:
     started = time.monotonic()
     produced = WORK[task.name](task, ProgressFile(task))
     stamps.finish(task.folder, task.name, needed, produced, time.monotonic() - started)
+    panels.publish(task)
     return True
 
 

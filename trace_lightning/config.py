@@ -187,7 +187,12 @@ class RunConfig:
     devices: int = 1  # that TRACE's training batches and all volumes are divided among: GPUs, or processes on a CPU
     num_nodes: int = 1  # machines with as many devices each that train together; Slurm's srun starts their processes
     threads: int = 0  # torch threads per process; 0: torch's default
-    wandb: Literal["off", "offline", "online"] = "off"  # training curves and sample images to Weights & Biases
+    wandb: Literal["off", "offline", "online"] = "off"  # curves, pictures and scores to Weights & Biases
+    wandb_project: str = "trace-lightning"
+    wandb_entity: str | None = None  # team or user; null: the default of the key
+    wandb_group: str | None = None  # null: the name of the table, or of the experiment where it is run alone
+    wandb_tags: list[str] = field(default_factory=list)  # besides the profile's name
+    wandb_artifacts: list[Literal["weights", "volumes"]] = field(default_factory=list)  # attached to their runs
 
 
 @dataclass

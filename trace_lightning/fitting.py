@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trace_lightning import tracking
 from trace_lightning.artifacts import atomic_path, digest, file_digest, read_json, sweep_temporary, write_json
 from trace_lightning.config import Experiment
+from trace_lightning.curves import session_logger
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import WEIGHTS, Progress
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from trace_lightning.data.datamodule import CTRateDataModule
 
-RECORD, OWNER, METRICS = "training.json", "owner.json", "metrics"
+RECORD, OWNER = "training.json", "owner.json"
 
 
+@tracking.closing()
 def fit(
     experiment: Experiment,
     build: Callable[[], lightning.LightningModule],
@@ -37,6 +38,7 @@ def fit(
     callbacks: Sequence[lightning.Callback] = (),
     notes: dict | None = None,
     group: str = "train",
+    part: str = "",
     divided: bool = False,
 ) -> None:
     """Train what `build` returns in `folder`; resume from the folder's newest whole checkpoint if there is one.
@@ -54,6 +56,7 @@ def fit(
         callbacks: they see the averaged weights at the end of a validation.
         notes: further entries of `training.json`.
         group: where the user sets what is `experiment.train` here, for messages.
+        part: which of its trainings this is, where a method has several; for those who watch it.
         divided: whether the module takes a `ranks.Part` of each batch, for `run.devices` x `run.num_nodes` processes.
 
     Raises:
@@ -77,7 +80,7 @@ def fit(
         module = build()
     averaged = AveragedWeights(decay=experiment.train.ema_decay, use_buffers=False)  # codebooks stay the last
     callbacks = [*callbacks, averaged]  # first those that want the average, before it is swapped out again
-    trainer = _trainer(experiment, folder, callbacks, progress, datamodule.num_steps, group, divided)
+    trainer = _trainer(experiment, folder, callbacks, progress, datamodule.num_steps, group, part, divided)
     _check_owner(folder, identity)
     if trainer.is_global_zero:
         sweep_temporary(folder)
@@ -107,6 +110,7 @@ def fit(
     }
     if trainer.is_global_zero:
         write_result(averaged.network_weights(), folder, record)
+        tracking.keep_weights(experiment, folder / WEIGHTS)
 
 
 def is_trained(folder: Path) -> bool:
@@ -165,6 +169,7 @@ def _trainer(
     progress: Progress,
     num_steps: int,
     group: str,
+    part: str,
     divided: bool,
 ) -> lightning.Trainer:
     """Return Lightning's trainer for one process, or for this one of several.
@@ -186,6 +191,7 @@ def _trainer(
             f"{group}.batch_size={settings.batch_size} cannot be divided among run.devices={run.devices} x "
             f"run.num_nodes={run.num_nodes} processes; make it a multiple of {processes}"
         )
+    loggers = session_logger(folder), tracking.training_logger(experiment, folder, part)
     return lightning.Trainer(
         accelerator=pick_device(run.device),
         devices=run.devices if divided else 1,
@@ -208,7 +214,7 @@ def _trainer(
             Checkpoints(folder, settings.checkpoint_every_steps),
         ],
         plugins=[CheckedFiles()],
-        logger=_loggers(folder, experiment),
+        logger=[logger for logger in loggers if logger is not None],
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -222,36 +228,6 @@ def _check_owner(folder: Path, identity: dict) -> None:
     owner = folder / OWNER
     if owner.is_file() and read_json(owner) != identity and (found := files(folder)):
         raise UserError(f"{found[0]}: a checkpoint of another experiment; remove the folder or name another")
-
-
-def _loggers(folder: Path, experiment: Experiment) -> list:
-    """Return the loggers: curves as CSV, one file for each time the training was started; W&B where asked for."""
-    from lightning.pytorch.loggers import CSVLogger, WandbLogger
-
-    session = len(list((folder / METRICS).glob("session*")))  # Lightning's CSV logger begins each file anew
-    loggers: list = [CSVLogger(folder, name=METRICS, version=f"session{session}")]
-    if experiment.run.wandb != "off":
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline means no network at all
-        settings = {"project": "trace-lightning", "name": experiment.name, "group": experiment.profile}
-        offline = experiment.run.wandb == "offline"
-        if not offline:
-            _log_in()
-        loggers.append(WandbLogger(save_dir=folder, offline=offline, config=asdict(experiment), **settings))
-    return loggers
-
-
-def _log_in() -> None:
-    """Find the credentials of W&B before anything is trained; a worker has no terminal to be asked in."""
-    import wandb
-
-    try:
-        known = wandb.login(prompt=False)
-    except (wandb.errors.Error, ValueError) as error:
-        raise UserError(f"run.wandb=online: W&B refuses its key ({error}); run `wandb login` again") from None
-    if not known:
-        raise UserError(
-            "run.wandb=online needs a key: run `wandb login`, or set WANDB_API_KEY; run.wandb=offline needs none"
-        )
 
 
 def _quiet() -> None:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from trace_lightning.artifacts import atomic_path, write_json
+from trace_lightning.device import peak_memory_bytes
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import Progress
 from trace_lightning.sampling.solver import Solver
@@ -43,7 +44,7 @@ class ProgressReport(lightning.Callback):
 
 
 class Throughput(lightning.Callback):
-    """Logs steps a second, and the share of the time in which the training waited for its data."""
+    """Logs steps a second, the share of the time in which the training waited for its data, and its peak of memory."""
 
     def on_train_start(self, trainer, module) -> None:
         """Begin to count."""
@@ -62,6 +63,7 @@ class Throughput(lightning.Callback):
             seconds = self.ended - self.since
             module.log("train/steps_per_second", self.steps / seconds)
             module.log("train/waiting_share", self.waited / seconds)
+            module.log("train/peak_memory_gb", (peak_memory_bytes(module.device) or 0) / 1e9)
             self.since, self.steps, self.waited = self.ended, 0, 0.0
 
 

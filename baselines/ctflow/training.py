@@ -79,8 +79,16 @@ def train_autoencoder(experiment: CTFlowExperiment, folder: Path, progress: Prog
     datamodule = CTRateDataModule(own, None, SliceDataset)
     datamodule.setup("fit")
     identity = autoencoder_keys(experiment)
-    group = "ctflow.autoencoder.own"
-    fit(own, lambda: AutoencoderModule(own, datamodule.num_steps), datamodule, folder, identity, progress, group=group)
+    fit(
+        own,
+        lambda: AutoencoderModule(own, datamodule.num_steps),
+        datamodule,
+        folder,
+        identity,
+        progress,
+        group="ctflow.autoencoder.own",
+        part=AUTOENCODER,
+    )
 
     network = build_own(own.train).to(torch.device(pick_device(experiment.run.device))).eval()
     network.load_state_dict(load_weights(folder, identity, experiment.name))

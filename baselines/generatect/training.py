@@ -54,8 +54,8 @@ def train_tokenizer(experiment: GenerateCTExperiment, folder: Path, progress: Pr
     datamodule.setup("fit")
     build = partial(TokenizerModule, own, text.text_dim(experiment), datamodule.num_steps)
     unclipped = replace(own, train=replace(own.train, grad_clip=None))  # the module clips: it has two optimisers
-    group = "generatect.tokenizer.train"
-    fit(unclipped, build, datamodule, folder, keys, _noted(progress, "tokenizer"), group=group)
+    noted, group = _noted(progress, "tokenizer"), "generatect.tokenizer.train"
+    fit(unclipped, build, datamodule, folder, keys, noted, group=group, part="tokenizer")
 
 
 def train_transformer(experiment: GenerateCTExperiment, folder: Path, progress: Progress, tokenizer: Path) -> None:
@@ -190,8 +190,8 @@ def _train_encoded(
     datamodule.setup("fit")
     build = partial(module, own, text_dim, datamodule.num_steps)
     notes = {"prompts": len(embedded), "prompts_truncated": num_truncated(embedded.values())}
-    group = f"generatect.{phase}.train"
-    fit(own, build, datamodule, folder, keys, _noted(progress, phase), notes=notes, group=group)
+    noted, group = _noted(progress, phase), f"generatect.{phase}.train"
+    fit(own, build, datamodule, folder, keys, noted, notes=notes, group=group, part=phase)
 
 
 def _noted(progress: Progress, phase: str) -> Progress:

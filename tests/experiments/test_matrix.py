@@ -43,7 +43,7 @@ def test_every_row_resolves_in_every_profile(name, profile):
 
 def test_every_experiment_file_is_in_a_table():
     files = {path.stem for path in FOLDER.glob("*.yaml")}
-    assert files - {"base", "bench", "published", *TABLES} == set(ROWS)
+    assert files - {"base", "bench", "dashboard", "published", *TABLES} == set(ROWS)
 
 
 @pytest.mark.parametrize("profile", profiles())

@@ -101,24 +101,6 @@ def test_a_finished_training_is_left_alone(prepared, trained):
     assert (trained / RECORD).stat().st_mtime_ns == before
 
 
-def test_wandb_offline_takes_curves_and_pictures_without_network(prepared, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    experiment = replace(prepared, run=replace(prepared.run, wandb="offline"))
-    train(experiment, tmp_path, silent)
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert list(run.glob("*.wandb"))
-    assert list(run.rglob("*.png"))
-
-
-def test_wandb_online_without_a_key_is_refused_before_training(prepared, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_MODE", "online")
-    experiment = replace(prepared, run=replace(prepared.run, wandb="online"))
-    with pytest.raises(UserError, match="needs a key"):
-        train(experiment, tmp_path / "run", silent)
-
-
 def test_a_checkpoint_of_another_experiment_is_refused(prepared, tmp_path):
     (tmp_path / "step00000001.ckpt").write_bytes(b"")
     write_json(tmp_path / "owner.json", {"method": "another"})
