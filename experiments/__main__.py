@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     # argparse takes no further positionals after an option, and calls --key=value unknown: the loader explains it.
     options, others = parser().parse_known_args(arguments)
     options.overrides += others
+    if getattr(options, "seeds", None):
+        options.overrides += [given for given in options.seeds if isinstance(given, str)]
+        options.seeds = [given for given in options.seeds if isinstance(given, int)]
     return options.do(options)
 
 
@@ -89,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         commands, "bench", _bench, "EXPERIMENT", "time samplers on one set of weights, beside their quality"
     )
     bench.add_argument(
-        "--seeds", type=int, nargs="+", metavar="K", help="quality over several trainings (--seed alone)"
+        "--seeds", type=_seed, nargs="+", metavar="K", help="quality over several trainings (--seed alone)"
     )
     bench.add_argument("--volumes", type=int, metavar="V", help="cases that are timed (all of the test split)")
     bench.add_argument("--slices", type=int, metavar="N", help="slices of each that are timed (all)")
@@ -115,9 +118,14 @@ def _command(commands, name: str, do, target: str, text: str) -> argparse.Argume
     command.add_argument("--profile", default="phantom", help="data, size and device: experiments/profiles/ (phantom)")
     command.add_argument("--seed", type=int, default=0, help="of training and sampling (0)")
     if name in ("run", "status", "submit"):
-        command.add_argument("--seeds", type=int, nargs="+", metavar="K", help="several: tables of mean and spread")
+        command.add_argument("--seeds", type=_seed, nargs="+", metavar="K", help="several: tables of mean and spread")
     command.set_defaults(do=do)
     return command
+
+
+def _seed(text: str) -> int | str:
+    """Return a seed, or the key=value pair that argparse takes for one because it follows the seeds."""
+    return text if "=" in text else int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
