@@ -16,6 +16,7 @@ from trace_lightning.artifacts import read_json, write_json
 FILE = "progress.json"
 WRITE_EVERY_S = 0.5
 PRINT_EVERY_S = 15.0
+UNITS = {"prepare": "volumes", "reference": "volumes", "train": "steps", "generate": "slices", "evaluate": "volumes"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Report:
     first: int
     seconds: float
     note: str = ""
+
+    @property
+    def pace(self) -> str:
+        """What was done a second, in words."""
+        return f"{(self.done - self.first) / self.seconds:.3g} {UNITS[self.task]}/s"
 
     @property
     def seconds_left(self) -> float | None:
@@ -138,9 +144,10 @@ def describe(report: Report | None, task: Task) -> str:
     """Return a task's progress in words."""
     if report is None:
         return f"{task.name} starting"
-    left = report.seconds_left
-    ahead = f", {duration(left)} left" if left is not None and report.done < report.total else ""
-    return f"{task.name} {report.done}/{report.total}{ahead}{f' ({report.note})' if report.note else ''}"
+    parts = [f"{task.name} {report.done}/{report.total}"]
+    if report.seconds_left is not None and 0 < report.seconds and report.done < report.total:
+        parts += [report.pace, f"{duration(report.seconds_left)} left"]
+    return ", ".join(parts) + (f" ({report.note})" if report.note else "")
 
 
 def duration(seconds: float) -> str:

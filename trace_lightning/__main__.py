@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 import os
 from pathlib import Path
 
@@ -315,12 +316,18 @@ def _bar(what: str):
     import contextlib
 
     from rich.progress import Progress as Bar
+    from rich.progress import TextColumn
 
     @contextlib.contextmanager
     def context():
-        with Bar(transient=True) as bar:
-            task = bar.add_task(what)
-            yield lambda done, total, note="": bar.update(task, completed=done, total=total)
+        with Bar(*Bar.get_default_columns(), TextColumn("{task.fields[pace]}"), transient=True) as bar:
+            task, started = bar.add_task(what, pace=""), time.monotonic()
+
+            def update(done: int, total: int, note: str = "") -> None:
+                pace = f"{done / (time.monotonic() - started):.3g} {what}/s" if done else ""
+                bar.update(task, completed=done, total=total, pace=pace)
+
+            yield update
 
     return context()
 
