@@ -145,7 +145,7 @@ def describe(report: Report | None, task: Task) -> str:
     if report is None:
         return f"{task.name} starting"
     parts = [f"{task.name} {report.done}/{report.total}"]
-    if report.seconds_left is not None and 0 < report.seconds and report.done < report.total:
+    if report.seconds_left is not None and report.seconds > 0 and report.done < report.total:
         parts += [report.pace, f"{duration(report.seconds_left)} left"]
     return ", ".join(parts) + (f" ({report.note})" if report.note else "")
 

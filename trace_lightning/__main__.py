@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import time
 import os
+import time
 from pathlib import Path
 
 from trace_lightning.config import DataConfig, RunConfig
