@@ -17,7 +17,7 @@ do = $(strip $(if $(CLUSTER),submit,run) $(1) $(SLURM) --profile $(PROFILE) --se
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ablation-table1 ablation-table2 fig5-masks smoke table status show test test-faults bench bench-loader bench-evaluation bench-sensitivity lint types format lock clean
+.PHONY: help setup ablation-table1 ablation-table2 fig5-masks smoke table status show test test-faults test-slurm bench bench-loader bench-evaluation bench-sensitivity lint types format lock clean
 
 help:  ## Print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WE
 
 test-faults: setup  ## Kill, fill, corrupt and starve runs in every stage; write docs/reliability.md (Linux; root adds a full disk)
 	OMP_NUM_THREADS=1 TRACE_RELIABILITY=docs/reliability.md $(PY) -m pytest -m faults tests/faults
+
+test-slurm: setup  ## Jobs on a Slurm that is started for it (slurm-wlm and munge, as root)
+	$(PY) -m pytest -m slurm tests/cluster
 
 bench: setup  ## Samplers on one set of weights: slices/s beside quality, and what is asked of them
 	$(PY) -m experiments bench ours --profile $(PROFILE) --seed $(SEED)
