@@ -75,7 +75,6 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="go on showing it until all is done")
     _command(commands, "show", _show, "EXPERIMENT", "print every key of an experiment and the file that set it")
     plot = _command(commands, "plot", _plot, "TABLE_OR_EXPERIMENT", "draw loss, learning rate, speed and more by step")
-    plot.add_argument("--seeds", type=int, nargs="+", metavar="K", help="lines of several trainings (--seed alone)")
     plot.add_argument("--out", type=Path, metavar="DIR", help="of curves.png and curves.csv (runs/PROFILE/TABLE)")
     sweep = commands.add_parser("sweep", help="run every point of a sweep here, without W&B", allow_abbrev=False)
     sweep.add_argument(
@@ -117,8 +116,8 @@ def _command(commands, name: str, do, target: str, text: str) -> argparse.Argume
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides, as train.max_steps=10")
     command.add_argument("--profile", default="phantom", help="data, size and device: experiments/profiles/ (phantom)")
     command.add_argument("--seed", type=int, default=0, help="of training and sampling (0)")
-    if name in ("run", "status", "submit"):
-        command.add_argument("--seeds", type=_seed, nargs="+", metavar="K", help="several: tables of mean and spread")
+    if name in ("run", "status", "submit", "plot"):
+        command.add_argument("--seeds", type=_seed, nargs="+", metavar="K", help="several: mean and spread, or lines")
     command.set_defaults(do=do)
     return command
 
@@ -170,7 +169,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _plot(options: argparse.Namespace) -> int:
     from experiments.plot import plot
 
-    written = plot(_request(options), options.seeds or [options.seed], options.out)
+    written = plot(_request(options), options.out)
     print(f"written: {', '.join(map(str, written))}")
     return 0
 

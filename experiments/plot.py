@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from experiments import pipeline
@@ -19,12 +18,11 @@ LOGARITHMIC = 20.0  # a metric whose largest value is so many times its smallest
 FIRST = ("train/loss", "val/loss")
 
 
-def plot(request: pipeline.Request, seeds: Sequence[int], out: Path | None = None) -> list[Path]:
+def plot(request: pipeline.Request, out: Path | None = None) -> list[Path]:
     """Draw the curves of the trainings of a table or an experiment: a panel a metric, a line a training.
 
     Args:
-        request: what was run.
-        seeds: of the trainings; each has lines of its own.
+        request: what was run, with which seeds.
         out: folder to write to; None is that of the table among its runs.
 
     Returns:
@@ -35,13 +33,12 @@ def plot(request: pipeline.Request, seeds: Sequence[int], out: Path | None = Non
     """
     found: dict[str, Curves] = {}
     missing: list[Path] = []
-    for seed in seeds:
-        resolved = pipeline.resolve(replace(request, seed=seed))
-        for task in resolved.tasks:
-            if task.name == "train":
-                of_task = dict(_curves(task, f" seed{seed}" if len(seeds) > 1 else ""))
-                missing += [] if of_task else [task.folder]
-                found |= of_task
+    resolved = pipeline.resolve(request)
+    for task in resolved.tasks:
+        if task.name == "train":
+            of_task = dict(_curves(task))
+            missing += [] if of_task else [task.folder]
+            found |= of_task
     if not found:
         rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
@@ -106,13 +103,13 @@ def metrics_of(curves: Mapping[str, Curves]) -> list[str]:
     return [*(name for name in FIRST if name in names), *sorted(names - set(FIRST))]
 
 
-def _curves(task: Task, suffix: str) -> Iterator[tuple[str, Curves]]:
+def _curves(task: Task) -> Iterator[tuple[str, Curves]]:
     """Yield label and curves of a training, or of each of the trainings that a method is made of."""
     for metrics in sorted(task.folder.rglob(METRICS)):
         part = metrics.parent.relative_to(task.folder).as_posix()
         curves = read_curves(metrics.parent)
         if curves:
-            yield f"{', '.join(task.rows)}{'' if part == '.' else f': {part}'}{suffix}", curves
+            yield f"{', '.join(task.rows)}{'' if part == '.' else f': {part}'}", curves
 
 
 def _spans(curves: Mapping[str, Curves], metric: str) -> bool:

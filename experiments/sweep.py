@@ -60,7 +60,7 @@ class Sweep:
 
         options, others = parser().parse_known_args(self.argv(point))
         overrides = [pair for pair in (*options.overrides, *others) if not pair.startswith("run.wandb")]
-        return Request(options.target, options.profile, options.seed, tuple(overrides))
+        return Request(options.target, options.profile, (options.seed,), tuple(overrides))
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -83,7 +83,7 @@ def read_sweep(path: Path) -> Sweep:
     for point in sweep.points():
         request = sweep.request(point)
         try:
-            load(request.target, request.profile, request.overrides, request.seed, complete=False)
+            load(request.target, request.profile, request.overrides, request.seeds[0], complete=False)
         except UserError as error:
             raise UserError(f"{shown(path)}: {' '.join(sweep.argv(point)[-len(point) :])}: {error}") from None
     return sweep

@@ -10,8 +10,8 @@ LOSS = {"train/loss": [(9, 1.0), (19, 0.5)]}
 CURVES = {"ours": LOSS | {"lr-AdamW": [(9, 1e-3)]}, "pfm": {"val/loss": [(19, 0.5)]}}
 
 
-def request(project, target) -> Request:
-    return Request(str(target), "tiny", 0, tuple(project.command()[-3:]))
+def request(project, target, seeds: tuple[int, ...] = (0,)) -> Request:
+    return Request(str(target), "tiny", seeds, tuple(project.command()[-3:]))
 
 
 def train(project, target, text: str, part: str = "", session: int = 0, **changes) -> None:
@@ -62,7 +62,7 @@ def test_sessions_are_joined_and_rows_that_share_a_training_share_a_line(project
     table = project.table("full", "independent", "half")
     train(project, table, "step,train/loss\n9,1.0\n19,9.0\n")
     train(project, table, "step,train/loss\n19,0.5\n", session=1)
-    png, numbers = plot(request(project, table), [0])
+    png, numbers = plot(request(project, table))
     assert png.parent == project.profile / "table"
     with numbers.open(newline="") as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
@@ -77,11 +77,11 @@ def test_the_trainings_of_one_method_and_of_several_seeds_have_lines_of_their_ow
     table = project.table("full")
     train(project, table, "step,train/loss\n9,1.0\n")
     train(project, table, "step,train/loss\n9,1.0\n", part="tokenizer")
-    with plot(request(project, table), [0, 1], tmp_path / "here")[1].open(newline="") as file:
-        assert [row["training"] for row in csv.DictReader(file)] == ["full seed0", "full: tokenizer seed0"]
+    with plot(request(project, table, (0, 1)), tmp_path / "here")[1].open(newline="") as file:
+        assert [row["training"] for row in csv.DictReader(file)] == ["full (seed 0)", "full (seed 0): tokenizer"]
 
 
 def test_nothing_trained_is_said_with_the_command_that_would(project):
     table = project.table("full", "half")
     with pytest.raises(UserError, match=r"nothing was trained yet: .* and 1 more; .*run .*table\.yaml --profile tiny"):
-        plot(request(project, table), [0])
+        plot(request(project, table))
