@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trace_lightning import checkpoints
@@ -72,6 +72,7 @@ def test_slurms_checkpoint_counts_by_its_step_and_a_torn_one_is_removed(saved):
     assert [path.name for path in saved.iterdir()] == [checkpoints.INCIDENTS]
 
 
+@settings(deadline=None)
 @given(place=st.integers(0, 10_000), flipped=st.integers(1, 255), cut=st.booleans())
 def test_no_damage_passes_for_whole(tmp_path_factory, place, flipped, cut):
     folder = tmp_path_factory.mktemp("damaged")

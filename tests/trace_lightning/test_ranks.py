@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -39,6 +39,7 @@ def longer(prepared: Experiment, devices: int, **train_keys) -> Experiment:
     return replace(prepared, train=keys, run=replace(prepared.run, devices=devices))
 
 
+@settings(deadline=None)
 @given(world=st.integers(1, 4), each=st.integers(1, 3), num_samples=st.integers(1, 9), start=st.integers(0, 3))
 def test_the_parts_of_a_batch_are_the_batch(world, each, num_samples, start):
     keys = {"num_samples": num_samples, "batch_size": world * each, "num_steps": 5, "seed": 1, "start_step": start}
@@ -47,6 +48,7 @@ def test_the_parts_of_a_batch_are_the_batch(world, each, num_samples, start):
     assert [[draw for part in batch for draw in part] for batch in zip(*parts, strict=True)] == whole
 
 
+@settings(deadline=None)
 @given(world=st.integers(1, 4), each=st.integers(1, 3))
 def test_the_parts_of_random_numbers_are_those_of_one_process(world, each):
     whole = torch.randn((world * each, 5), generator=torch.Generator().manual_seed(3))
