@@ -117,7 +117,7 @@ def report(
         "# Steps and noise correlation of brickwork",
         "",
         f"DPM-Solver++ with all pairs at the last step, on the weights of Ours; written by\n\n    {command}\n",
-        f"Error along z: mean of |value / real - 1| over {', '.join(metric(n).title for n in ALONG_Z)}. Chosen is, on "
+        f"Error along z: mean of |value / real - 1| over {', '.join(_title(n) for n in ALONG_Z)}. Chosen is, on "
         f"cases 1 to {half} alone, the least error of the points whose Dice is at most {DICE_MARGIN:g} below Algorithm "
         f"1's (DDIM-50), with fewer steps where they cost at most {ENOUGH:g}: **{chosen.steps} steps, correlation "
         f"{chosen.correlation:g}**. Cases {half + 1} to {len(cases)} would have chosen {others.steps} and "
@@ -160,7 +160,7 @@ def draw(found: Mapping[str, Values], real: Values, path: Path) -> None:
         axis.axhline(_mean(found[LITERAL.name], real, name), color="grey", ls=":", label=LITERAL.label)
         if name != "error":
             axis.axhline(statistics.fmean(real[name]), color="black", ls="--", label="real volumes")
-        axis.set(title="Error along z" if name == "error" else metric(name).title, xscale="log")
+        axis.set(title="Error along z" if name == "error" else _title(name), xscale="log")
         axis.set_xticks(STEPS, [str(steps) for steps in STEPS], minor=False)
         axis.minorticks_off()
     for axis in axes[1]:
@@ -169,6 +169,10 @@ def draw(found: Mapping[str, Values], real: Values, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
+
+
+def _title(name: str) -> str:
+    return metric(name).title.replace("\n", " ")
 
 
 def _natural(case: str) -> tuple:
@@ -190,7 +194,7 @@ def _mean(values: Values, real: Values, name: str) -> float:
 
 
 def _table(found: Mapping[str, Values], real: Values, chosen: Point) -> list[str]:
-    heads = ["steps", "correlation", *(metric(name).title for name in MEASURES), "error along z"]
+    heads = ["steps", "correlation", *(_title(name) for name in MEASURES), "error along z"]
     lines = [f"| {' | '.join(heads)} |", f"|{' ---: |' * len(heads)}"]
     lines.append(f"| real | | {' | '.join(f'{statistics.fmean(real[name]):.3f}' for name in MEASURES)} | 0 |")
     for point in points():
@@ -208,7 +212,7 @@ def _differences(found: Mapping[str, Values], chosen: Point, cases: Sequence[str
         of_case = [cases[i % len(cases)] for i in range(len(ours))]
         result = paired(ours, literal, of_case)
         low, high = result.difference_interval or (result.difference, result.difference)
-        lines.append(f"| {metric(name).title} | {result.difference:+.3f} | {low:+.3f} to {high:+.3f} |")
+        lines.append(f"| {_title(name)} | {result.difference:+.3f} | {low:+.3f} to {high:+.3f} |")
     return lines
 
 

@@ -131,7 +131,8 @@ def test_a_local_process_that_is_killed_costs_its_task_only(project: Project):
     working = read_json(next(project.profile.glob("trainings/*/.train.lock")))["process"]
     os.kill(working, signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
-    assert process.returncode == 1 and "its process was ended" in output, output
+    # Another process may take the task up before it is seen that its own has gone: then nothing is lost at all.
+    assert process.returncode == 0 or (process.returncode == 1 and "its process was ended" in output), output
     again = project.run("submit", project.root / "table.yaml", "--cluster", "local")
     assert again.returncode == 0 and all(sorted(set(steps)) == list(range(12)) for steps in project.steps())
 

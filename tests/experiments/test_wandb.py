@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from offline_runs import OfflineRun, offline_runs
-from project import Project
+from project import ROOT, Project
 
 from experiments.dashboard import build, names, read
 from experiments.load import load
@@ -103,7 +103,8 @@ def test_pictures_of_the_test_cases_are_those_on_disk(whole):
 @pytest.mark.slow
 def test_scores_are_the_summary_and_a_table_with_pictures(whole):
     for row in ("ours", "ground_truth"):
-        run, folder = whole.runs[f"{row} seed0", "evaluate"], whole.folder / row / "seed0"
+        run, folder = whole.runs[f"{row} seed0", "evaluate"], whole.folder / row
+        folder = folder if row == "ground_truth" else folder / "seed0"
         metrics = read_json(folder / "scores/summary.json")["metrics"]
         known = {f"score/{name}": entry["value"] for name, entry in metrics.items() if entry["value"] is not None}
         assert {key: value for key, value in run.history[0].items() if key.startswith("score/")} == pytest.approx(known)
@@ -165,11 +166,11 @@ def test_the_workspace_is_made_of_the_files_panels(monkeypatch):
 
 
 @pytest.fixture
-def without_wandb(tmp_path, monkeypatch) -> None:
+def without_wandb(project: Project, tmp_path) -> None:
     """Let every Python that this test starts find no package wandb."""
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCKED)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "blocked"), os.environ.get("PYTHONPATH", "")]))
+    project.variables["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "blocked"), str(ROOT)])
 
 
 def test_without_the_package_runs_and_tables_work_and_asking_for_it_is_refused(project: Project, without_wandb):
