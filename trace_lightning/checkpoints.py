@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +62,7 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: Path, every_steps: int):
         self.folder, self.every_steps = folder, every_steps
         self.signal = 0  # the last that this process was sent
-        self.requeue: Callable | None = None
+        self.requeue: Any = None  # the handler that was there before
 
     def on_train_start(self, trainer, module) -> None:
         """Note signals from now on; Lightning puts the former handlers back when it is done."""

@@ -52,7 +52,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(_report("stopped; repeat the command to continue", code=130))
     except Stopped as stop:
-        sys.exit(_report(f"{stop}; repeat the command to continue", code=stop.code))
+        sys.exit(_report(f"{stop}; repeat the command to continue", code=128 + stop.number))
 
 
 def _stop(number: int, frame: object) -> None:
