@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--profile", default="phantom")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="K")
-    parser.add_argument("--cases", type=int, default=12, metavar="N", help="test cases of the phantom (12)")
+    parser.add_argument("--cases", type=int, default=8, metavar="N", help="test cases of the phantom (8)")
     parser.add_argument("--report", type=Path, default=Path("docs/sampling.md"), metavar="FILE.md")
     given = parser.parse_args(arguments)
     if given.cases < 4:
@@ -236,7 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
     cases, found, real = study(Request("ours", given.profile, overrides=overrides), given.seeds)
     plot = given.report.with_suffix(".png")
     draw(found["elsewhere"], real["elsewhere"], plot)
-    command = f"python -m benchmarks.sampling --profile {given.profile} --seeds {' '.join(map(str, given.seeds))}"
+    command = f"python -m benchmarks.sampling --profile {given.profile} --cases {given.cases} --seeds "
+    command += " ".join(map(str, given.seeds))
     write_text(given.report, report(found, real, cases, command, plot.name))
     write_json(given.report.with_suffix(".json"), {"found": found, "real": real, "environment": environment()})
     print(f"written: {given.report}, {plot}")
