@@ -171,8 +171,12 @@ def time_rows(
         repeats: turns.
         say: told what is being timed.
     """
+    import torch
+
     from trace_lightning.data import cache
 
+    if threads := next(iter(rows.values())).experiment.run.threads:
+        torch.set_num_threads(threads)
     training = next(task.folder for task in resolved.tasks if task.name == "train")
     some = next(iter(rows.values())).experiment
     whole = [lowest(case, slices) for case in cache.test_cases(some)[:volumes]]
