@@ -59,7 +59,7 @@ class OfflineRun:
 def offline_runs(root: Path) -> list[OfflineRun]:
     """Return the offline runs below a folder, in the order in which they began."""
     folders = [path for path in Path(root).rglob("offline-run-*") if path.is_dir()]
-    return [read(folder) for folder in sorted(folders, key=lambda path: path.name)]
+    return sorted(map(read, folders), key=lambda run: run.records["run"][0]["start_time"])
 
 
 def read(folder: Path) -> OfflineRun:
