@@ -68,7 +68,7 @@ test-slurm: setup  ## Jobs on a Slurm that is started for it (slurm-wlm and mung
 	$(PY) -m pytest -m slurm tests/cluster
 
 bench: setup  ## Samplers on one set of weights: slices/s beside quality, and what is asked of them
-	$(PY) -m experiments bench ours --profile $(PROFILE) --seed $(SEED)
+	$(PY) -m experiments bench ours --profile $(PROFILE) --seeds $(SEEDS)
 
 bench-loader: setup  ## Training pairs/s from the cache against decoding .nii.gz, and memory by volumes (Linux)
 	$(PY) benchmarks/loader.py

@@ -191,7 +191,7 @@ def test_batches_depend_on_seed_and_step_alone(experiment, text):
 def test_a_loader_starts_at_the_trainers_step(experiment, text):
     whole = list(loaded(experiment, text).train_dataloader())
     resumed = loaded(experiment, text)
-    resumed.trainer = SimpleNamespace(global_step=17)
+    resumed.trainer = SimpleNamespace(global_step=17, global_rank=0, world_size=1)
     rest = list(resumed.train_dataloader())
     assert len(rest) == 13
     assert all(equal(a, b) for a, b in zip(whole[17:], rest, strict=True))
