@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from local_slurm import REQUEUE_DELAY_S
 from project import Project, until, write_tree
 
 from evaluation.gather import COSTS
@@ -17,7 +20,7 @@ from trace_lightning.artifacts import read_json
 ROOT = Path(__file__).parents[2]
 TABLE = ("full", "blind")
 SEEDS = "--seeds", "0", "1"
-PAUSE_S = 0.3
+PAUSE_S = 1.2
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -44,6 +47,19 @@ class Cluster:
 
     def restarts(self, job: str) -> int:
         return int(re.search(r"Restarts=(\d+)", self.ask("scontrol", "show", "job", job))[1])
+
+    def warn(self, job: str) -> None:
+        """Send a job the signal that Slurm sends before its time is over."""
+        # scancel sends it again 5 s later where the job was quick to be queued again
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(["scancel", "--signal=USR1", job], env=os.environ | self.environment, timeout=3)
+
+    def lose_node(self) -> None:
+        """Let the node fail, and be there again."""
+        node = f"NodeName={self.ask('sinfo', '-h', '-N', '-o', '%N').strip()}"
+        self.ask("scontrol", "update", node, "State=DOWN", "Reason=test")
+        time.sleep(REQUEUE_DELAY_S)
+        self.ask("scontrol", "update", node, "State=RESUME")
 
     def until_idle(self, seconds: float) -> None:
         until(lambda: not self.jobs(), seconds)
@@ -92,22 +108,23 @@ def same(project: Project, reference: Project) -> None:
 
 
 def test_an_array_of_two_seeds_ends_in_the_table_whatever_happens_to_its_jobs(project, reference, cluster):
-    # 10 slices a volume and 2 volumes: a row has to be made in several minutes' worth of a limit of one
-    submitted(project, "slurm.row.time=1", "slurm.row.signal_delay_s=30")
+    # a row takes 48 s and more; Slurm looks every 30 s, and warns 5 to 35 s before a minute is over
+    submitted(project, "slurm.row.time=1", "slurm.row.signal_delay_s=5")
 
     until(lambda: project.has_reached("train", 2), seconds=300)
     warned = cluster.running("-train")[0]
-    cluster.ask("scancel", "--signal=USR1", warned)
+    cluster.warn(warned)
     until(lambda: cluster.restarts(warned) == 1, seconds=120)
 
     until(lambda: project.has_reached("train", 3), seconds=300)
     lost = cluster.running("-train")
-    node = cluster.ask("sinfo", "-h", "-N", "-o", "%N").strip()
-    cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-    cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    cluster.lose_node()
     until(lambda: all(cluster.restarts(job) >= 1 for job in lost), seconds=120)
 
+    until(lambda: cluster.running("-row"), seconds=300)
+    rows = cluster.jobs()
     cluster.until_idle(1200)
+    assert any(cluster.restarts(job) for job, (name, _) in rows.items() if name.endswith("-row"))
     same(project, reference)
     assert "seeds 0, 1: mean ± standard deviation" in printed(project)
     assert all(sorted(set(steps)) == list(range(12)) for steps in project.steps())
@@ -149,7 +166,7 @@ def test_a_real_training_that_is_warned_goes_on_where_it_was(tmp_path, cluster, 
 
     until(lambda: step() >= 5, seconds=600)
     (job,) = cluster.running("-train")
-    cluster.ask("scancel", "--signal=USR1", job)
+    cluster.warn(job)
     until(lambda: cluster.restarts(job) == 1, seconds=120)
     saved = list((tmp_path / "warned").rglob("trainings/*/*.ckpt"))
     assert saved, "nothing to go on from"
