@@ -1,6 +1,6 @@
 """How much faster a table is done by local processes than by one: each from nothing but the cache, one thread each.
 
-usage: python benchmarks/local_jobs.py [--target experiments/table1.yaml] [--profile smoke] [--jobs 2] [--seeds 0]
+usage: python benchmarks/local_jobs.py [--target experiments/table1.yaml] [--profile smoke] [--jobs 2] [--seeds 0] [KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", nargs="+", default=["0"])
     parser.add_argument("--repeats", type=int, default=1)
-    options = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_intermixed_args()
     ways = {"one": ("run", "--jobs", "1"), "local": ("submit", "--cluster", "local", "--jobs", str(options.jobs))}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
@@ -30,10 +31,10 @@ def main() -> None:
                 if repeat < 0 and name != "one":
                     continue
                 places = [f"run.runs_dir={folder}/{name}{repeat}", f"run.cache_dir={folder}/cache", "run.threads=1"]
-                given = [options.target, "--profile", options.profile, "--seeds", *options.seeds, *arguments, *places]
+                given = [options.target, "--profile", options.profile, "--seeds", *options.seeds, *arguments]
                 began = time.monotonic()
                 done = subprocess.run(
-                    [sys.executable, "-m", "experiments", verb, *given],
+                    [sys.executable, "-m", "experiments", verb, *given, *options.overrides, *places],
                     cwd=Path(__file__).parents[1],
                     capture_output=True,
                     text=True,
