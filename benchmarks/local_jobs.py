@@ -1,6 +1,6 @@
 """How much faster a table is done by local processes than by one: each from nothing but the cache, one thread each.
 
-usage: python benchmarks/local_jobs.py [--target experiments/table1.yaml] [--profile smoke] [--jobs 2] [--seeds 0] [KEY=VALUE ...]
+usage: python benchmarks/local_jobs.py [KEY=VALUE ...] [--target experiments/table1.yaml] [--profile smoke] [--jobs 2]
 """
 
 from __future__ import annotations
