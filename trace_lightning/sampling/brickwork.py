@@ -36,7 +36,7 @@ def sample_brickwork(
         solver: the reverse process over pairs.
         volumes: conditions, any numbers of slices.
         noises: of each volume.
-        settings: `strides`, `all_pairs`, `noise_correlation`, `tile_batch`.
+        settings: `strides`, `all_pairs`, `noise_correlation`, `tile_batch`, `compile`.
         advance: told after each step of as many slices as the step is worth.
 
     Returns:
@@ -52,7 +52,7 @@ def sample_brickwork(
     num_steps = len(solver.timesteps)
     for step, timestep in enumerate(solver.timesteps):
         tiles = [(v, pair) for v, n in enumerate(lengths) for pair in course(n, step, num_steps, settings)]
-        prediction = _predict(solver, x_t, timestep, volumes, tiles, settings.tile_batch)
+        prediction = _predict(solver, x_t, timestep, volumes, tiles, settings)
         for own, predicted, run in zip(x_t.split(few), prediction.split(few), runs, strict=True):
             own.copy_(run(predicted, timestep, own))
         advance(total * (step + 1) // num_steps - total * step // num_steps)
@@ -65,14 +65,16 @@ def _predict(
     timestep: Tensor,
     volumes: Sequence[VolumeConditions],
     tiles: list[tuple[int, Pair]],
-    tile_batch: int,
+    settings: SampleConfig,
 ) -> Tensor:
     """Return the prediction for all slices, (ΣN, H, W): one that lies in two tiles follows their mean."""
     first = [0, *accumulate(volume.num_slices for volume in volumes)]  # of each volume in the state
     prediction, count = torch.zeros_like(x_t), x_t.new_zeros(len(x_t))
-    for at in range(0, len(tiles), tile_batch):
-        batch = tiles[at : at + tile_batch]
-        padded = batch + batch[-1:] * (tile_batch - len(batch))  # one shape, for compiled networks
+    size = settings.tile_batch
+    for at in range(0, len(tiles), size):
+        batch = tiles[at : at + size]
+        one_shape = settings.compile != "off"  # a compiled network is compiled for it
+        padded = batch + batch[-1:] * (size - len(batch)) if one_shape else batch
         slices = torch.tensor([[first[v] + i for i in pair] for v, pair in padded], device=x_t.device)  # (B, 2)
         conditions = batch_conditions([(volumes[v], pair) for v, pair in padded])
         predicted = solver.predict(x_t[slices], timestep, conditions)  # (B, 2, H, W)
@@ -113,10 +115,10 @@ def _tile(begin: int, end: int, strides: list[int], num_slices: int) -> list[Pai
 
 
 def evaluations_per_slice(solver: Solver, settings: SampleConfig, num_slices: int, num_frames: int = 2) -> float:
-    """Return network evaluations per finished slice, a pair counted once, without those that fill the last batch.
+    """Return network evaluations per finished slice, a pair counted once.
 
     Half a step a slice; a slice left alone takes a whole one, so that a course of pairs shifted by h takes
-    ceil(h / 2) + ceil((N - h) / 2).
+    ceil(h / 2) + ceil((N - h) / 2). What fills the last batch of a compiled network is not counted.
     """
     steps = len(solver.timesteps)
     pairs = sum(len(course(num_slices, step, steps, settings)) for step in range(steps))
