@@ -13,6 +13,7 @@ SEEDS ?= $(SEED)
 CLUSTER ?=
 JOBS ?=
 SLURM ?=
+WORKERS ?= 2
 do = $(strip $(if $(CLUSTER),submit,run) $(1) $(SLURM) --profile $(PROFILE) --seeds $(SEEDS) $(if $(CLUSTER),--cluster $(CLUSTER)) $(if $(JOBS),--jobs $(JOBS)))
 export UV_PYTHON_DOWNLOADS := never
 
@@ -59,7 +60,7 @@ status: setup  ## Show which stages of Table 1 are done
 	$(PY) -m experiments status experiments/table1.yaml --profile $(PROFILE) --seeds $(SEEDS)
 
 test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WEIGHTS=folder on weights)
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 test-faults: setup  ## Kill, fill, corrupt and starve runs in every stage; write docs/reliability.md (Linux; root adds a full disk)
 	OMP_NUM_THREADS=1 TRACE_RELIABILITY=docs/reliability.md $(PY) -m pytest -m faults tests/faults
