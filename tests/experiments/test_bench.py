@@ -92,11 +92,13 @@ def test_the_command_writes_what_it_found_and_keeps_what_is_done(tmp_path):
     rows = {row["name"]: row for row in found["rows"]}
     assert rows["algorithm1"]["ratio_to_literal"] == 1
     assert rows["algorithm1"]["evaluations_per_slice"] == pytest.approx(2 * (2 * 6 - 3) / 6)
-    assert rows["brickwork"]["evaluations_per_slice"] == pytest.approx((3 + 4) / 6)  # pairs that tile, shifted at last
-    assert rows["brickwork_chosen"]["evaluations_per_slice"] == pytest.approx((3 + 5) / 6)  # all pairs at last
+    assert rows["brickwork_tiles"]["evaluations_per_slice"] == pytest.approx(
+        (3 + 4) / 6
+    )  # pairs that tile, shifted at last
+    assert rows["brickwork"]["evaluations_per_slice"] == pytest.approx((3 + 5) / 6)  # all pairs at last
     assert rows["brickwork"]["slices_per_second"] > 0 and rows["brickwork"]["quality"]["dice"] >= 0
     assert "reason" in rows["sequential_clean"]
-    assert {check["what"] for check in found["checks"]} >= {"brickwork_chosen at least 15 x algorithm1_abreast"}
+    assert {check["what"] for check in found["checks"]} >= {"brickwork at least 15 x algorithm1_abreast"}
     assert (tmp_path / "out" / "bench.md").is_file() and (tmp_path / "out" / "bench.png").stat().st_size > 10_000
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and "to do" not in again.stdout
