@@ -15,8 +15,8 @@ from project import BASE, COLUMNS, TINY
 
 RESULTS = (
     "cache/**/*.npy",
-    "runs/tiny/*/seed0/*asks/*.nii.gz",
-    "runs/tiny/*/seed0/volumes/*.nii.gz",
+    "runs/tiny/**/*asks/*.nii.gz",
+    "runs/tiny/**/volumes/*.nii.gz",
     "runs/tiny/trainings/*/model.safetensors",
     "runs/tiny/table/table.*",
 )
@@ -112,7 +112,7 @@ def poison(path: Path) -> None:
     import nibabel as nib
 
     image = nib.load(path)
-    voxels = np.array(image.dataobj, np.float32)
+    voxels = image.get_fdata(dtype=np.float32)
     voxels[0, 0, 0] = np.nan
     nib.save(nib.Nifti1Image(voxels, image.affine), path)
 
