@@ -76,8 +76,8 @@ def chest(seed: int) -> Volume:
     return Volume((hu + rng.normal(0, 10, SHAPE)).astype(np.float32), Grid(SHAPE, affine))
 
 
-def until(condition: Callable[[], object], seconds: float = 40) -> None:
-    """Wait until a condition holds."""
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
+    """Wait until a condition holds; long, for a busy machine is no failure."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -121,7 +121,7 @@ class Project:
     def run(self, *arguments: str | Path, pause_s: float = 0) -> subprocess.CompletedProcess:
         """Run it to its end."""
         environment = self.environment(pause_s) | {"COLUMNS": "200"}
-        return subprocess.run(self.command(*arguments), capture_output=True, text=True, env=environment, timeout=300)
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, env=environment, timeout=600)
 
     def start(self, *arguments: str | Path, pause_s: float) -> subprocess.Popen:
         """Start it in a process group of its own."""

@@ -147,7 +147,7 @@ def test_one_whose_lock_was_taken_ends(lock):
     )
     assert process.stdout.readline() == "held\n"
     lock.unlink()
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 1 and "another machine took this process for dead" in error
 
 

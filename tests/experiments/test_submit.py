@@ -127,10 +127,10 @@ def test_a_row_that_breaks_stops_no_other_and_says_why(project: Project):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at processes through /proc")
 def test_a_local_process_that_is_killed_costs_its_task_only(project: Project):
     process = project.start("submit", project.table("full", "blind"), "--cluster", "local", "--jobs", "2", pause_s=0.1)
-    until(lambda: project.has_reached("train", 2), seconds=120)
+    until(lambda: project.has_reached("train", 2))
     working = read_json(next(project.profile.glob("trainings/*/.train.lock")))["process"]
     os.kill(working, signal.SIGKILL)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=600)
     # Another process may take the task up before it is seen that its own has gone: then nothing is lost at all.
     assert process.returncode == 0 or (process.returncode == 1 and "its process was ended" in output), output
     again = project.run("submit", project.root / "table.yaml", "--cluster", "local")

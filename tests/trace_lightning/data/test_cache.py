@@ -362,7 +362,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(fresh, quiet):
     answer = context.Queue()
     process = context.Process(target=_prepare_on_a_full_disk, args=(fresh, answer))
     process.start()
-    assert answer.get(timeout=30) == errno.EFBIG
+    assert answer.get(timeout=300) == errno.EFBIG
     process.join()
     assert files_of(cache.volumes_folder(fresh)).keys() <= {"identity.json"}
     assert len(cache.prepare(fresh, quiet).cases("train")) == 3

@@ -198,7 +198,7 @@ def test_who_waited_for_a_folder_that_is_removed_gets_a_new_one(tmp_path):
         start.set()
         time.sleep(0.3)  # it waits for the lock by now
         folder.rename(tmp_path / "removed")
-    assert answer.get(timeout=30) == (True, True)
+    assert answer.get(timeout=300) == (True, True)
     process.join()
     assert folder.is_dir()
 
