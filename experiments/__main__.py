@@ -68,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
         help="Slurm (default); processes without it, as many as run.jobs; or this process, for debugging",
     )
     submit.add_argument("--jobs", type=int, metavar="N", help="processes of --cluster local (the profile's run.jobs)")
+    submit.epilog = (
+        "slurm.KEY=VALUE among the overrides asks Slurm for something in all stages, slurm.STAGE.KEY=VALUE in one "
+        "(prepare, reference, train, row, table): slurm.partition=gpu slurm.gpus_per_node=1 slurm.train.time=600"
+    )
     submit.add_argument("--print", action="store_true", help="print the scripts for sbatch and submit nothing")
     status = _command(
         commands, "status", _status, "TABLE_OR_EXPERIMENT", "print how far each stage of each row is, and what failed"
@@ -124,7 +128,11 @@ def _command(commands, name: str, do, target: str, text: str) -> argparse.Argume
 
 def _seed(text: str) -> int | str:
     """Return a seed, or the key=value pair that argparse takes for one because it follows the seeds."""
-    return text if "=" in text else int(text)
+    if "=" in text:
+        return text
+    if not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a seed is a whole number from 0")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -267,6 +267,12 @@ def bench(
     from evaluation.render import console_of
     from experiments import bench_report
 
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds {', '.join(map(str, seeds))}: one is named twice")
+    if out is not None and not out.is_dir():
+        if out.exists():
+            raise UserError(f"--out {out}: is a file; give a folder")
+        out.mkdir(parents=True)  # an hour later would be late to find that it cannot be made
     console, plan, done = console_of(), read_plan(), []
     for seed in seeds:
         base, rows, refused = rows_of(request, seed, plan)

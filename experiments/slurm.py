@@ -20,6 +20,16 @@ PREFIX = "slurm."
 WARNING_S = 120  # before the time limit; a step of a training and its checkpoint must fit in
 LIMIT_MINUTES = 240
 RESERVED = ("dependency", "use_srun")  # what the order of the stages, and their signals, rest on
+WHOLE = "a whole number above 0"
+MINUTES = "minutes, or [days-]hours:minutes[:seconds]"
+FORMS = {  # key -> what its value looks like; of the others anything that is not empty
+    **dict.fromkeys(("array_parallelism", "cpus_per_gpu", "cpus_per_task", "nodes"), (r"[1-9]\d*", WHOLE)),
+    **dict.fromkeys(("ntasks_per_node", "num_gpus", "signal_delay_s"), (r"[1-9]\d*", WHOLE)),
+    **dict.fromkeys(("gpus_per_node", "gpus_per_task"), (r"([A-Za-z][\w.-]*:)?[1-9]\d*", "a number, or TYPE:NUMBER")),
+    "time": (r"[1-9]\d*|(\d+-)?\d+:\d+(:\d+)?|\d+-\d+", MINUTES),
+}
+LISTS = ("setup", "teardown", "srun_args")  # a text is a list of one
+MAPPINGS = ("additional_parameters",)
 GPU_KEYS = ("gpus_per_node", "gpus_per_task", "num_gpus", "cpus_per_gpu", "mem_per_gpu", "gres")
 
 
@@ -46,7 +56,7 @@ def parse(pairs: Sequence[str], stages: Sequence[str]) -> dict[str, dict[str, An
         given, name = (alone[stage], rest) if dot and stage in alone else (everywhere, key)
         if not equals or name not in _known():
             raise UserError(f"{pair}: no such key; {_hint(name, stages)}")
-        given[name] = _value(pair, text)
+        given[name] = _value(pair, name, text)
     return {stage: everywhere | alone[stage] for stage in stages}
 
 
@@ -89,7 +99,7 @@ def executor(folder: Path, name: str, given: Mapping[str, Any], places: Places, 
     if places.of_slurm:
         parameters = {"ntasks_per_node": places.processes, "nodes": places.nodes} | parameters
     exports = [f"export {variable}={max(1, cpus // abreast)}" for variable in THREAD_VARIABLES]
-    parameters["setup"] = [*([setup] if isinstance(setup, str) else setup), *exports]
+    parameters["setup"] = [*setup, *exports]
     parameters["additional_parameters"] = more | keys.get("additional_parameters", {})
     # srun takes the CPUs of a task from its own option alone
     parameters["srun_args"] = [f"--cpus-per-task={cpus}", *keys.get("srun_args", [])]
@@ -141,16 +151,30 @@ def _hint(name: str, stages: Sequence[str]) -> str:
     )
 
 
-def _value(pair: str, text: str) -> Any:
+def _value(pair: str, name: str, text: str) -> Any:
     """Return a number, a switch, a list or mapping in YAML, or else the text as it is: 1:30:00 is a time."""
+    form, words = FORMS.get(name, (r".+", "something"))
+    if not re.fullmatch(form, text):
+        raise UserError(f"{pair}: {name} takes {words}")
+    value: Any = text
+    if re.fullmatch(r"\d+", text):
+        value = int(text)
+    elif text in ("true", "false"):
+        value = text == "true"
+    elif text.startswith(("[", "{")):
+        value = _yaml(pair, text)
+    if name in LISTS:
+        value = value if isinstance(value, list) else [text]
+        if not all(isinstance(line, str) for line in value):
+            raise UserError(f"{pair}: {name} takes a text, or a list of texts: [one, two]")
+    if name in MAPPINGS and not isinstance(value, dict):
+        raise UserError(f"{pair}: {name} takes a mapping: {{key: value}}")
+    return value
+
+
+def _yaml(pair: str, text: str) -> Any:
     from yaml import YAMLError, safe_load
 
-    if re.fullmatch(r"\d+", text):
-        return int(text)
-    if text in ("true", "false"):
-        return text == "true"
-    if not text.startswith(("[", "{")):
-        return text
     try:
         return safe_load(text)
     except YAMLError as error:

@@ -41,7 +41,11 @@ def check(folder: Path, stage: str, depends: dict[str, Any], redo: str) -> State
     stamp = done if done.is_file() else begun
     if not stamp.is_file():
         return "absent"
-    changes = differences(read_json(stamp)["depends"], _plain(depends))
+    try:
+        then = read_json(stamp)["depends"]
+    except (KeyError, TypeError):
+        raise UserError(f"{stamp}: not a stamp of ours; delete it to do {stage} again") from None
+    changes = differences(then, _plain(depends))
     if changes:
         shown = "".join(f"\n  {change}" for change in changes[:MAX_SHOWN])
         more = f"\n  and {len(changes) - MAX_SHOWN} more" if len(changes) > MAX_SHOWN else ""

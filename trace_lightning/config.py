@@ -269,7 +269,7 @@ def validate(experiment: Experiment) -> None:
     )
     need(bool(data.skips) and all(k >= 1 for k in data.skips), "data.skips holds whole numbers >= 1, as [1, 2, 4]")
     need(len(set(data.skips)) == len(data.skips), f"data.skips names a skip twice: {data.skips}")
-    need(0 < data.train_fraction <= 1, "data.train_fraction lies in (0, 1]")
+    need(0 < data.train_fraction <= 1, "data.train_fraction must lie in (0, 1]")
     need(data.hu_min < data.hu_max, "data.hu_min is below data.hu_max")
     need(
         data.size % (model.unshuffle * 2 ** (len(model.block_channels) - 1)) == 0,
@@ -300,7 +300,7 @@ def validate(experiment: Experiment) -> None:
     steps = train.epochs if train.max_steps is None else train.max_steps
     need(steps >= 1, "train.max_steps (or train.epochs, where it is null) is at least 1")
     need(0 < train.min_lr <= train.lr, "0 < train.min_lr <= train.lr")
-    need(0 <= train.ema_decay < 1, "train.ema_decay lies in [0, 1)")
+    need(0 <= train.ema_decay < 1, "train.ema_decay must lie in [0, 1)")
     for key in ("text_dropout", "guidance_training", "mask_flow", "flow_dropout", "clean_frame"):
         need(0 <= getattr(train, key) <= 1, f"train.{key} is a share in [0, 1]")
     need(train.mask_flow + train.flow_dropout <= 1, "train.mask_flow + train.flow_dropout <= 1")
@@ -367,8 +367,8 @@ def _validate_joint(experiment: Experiment, need: Callable[[bool, str], None]) -
     )
     for section in ("train", "sample"):
         correlation = getattr(experiment, section).noise_correlation
-        need(0 <= correlation <= 1, f"{section}.noise_correlation={correlation} lies in [0, 1]")
-    need(0 < sample.warm_start <= 1, f"sample.warm_start={sample.warm_start} lies in (0, 1]")
+        need(0 <= correlation <= 1, f"{section}.noise_correlation={correlation} must lie in [0, 1]")
+    need(0 < sample.warm_start <= 1, f"sample.warm_start={sample.warm_start} must lie in (0, 1]")
 
 
 def uses_text(experiment: Experiment) -> bool:

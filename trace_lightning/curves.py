@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trace_lightning.errors import UserError
+
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import CSVLogger
 
@@ -46,11 +48,14 @@ def _read(path: Path) -> Curves:
     found: Curves = {}
     if not path.is_file():
         return found
-    with path.open(newline="") as file:
-        for line in csv.DictReader(file):
-            if None in line or None in line.values():
-                continue
-            for name, text in line.items():
-                if text and name not in NOT_METRICS:
-                    found.setdefault(name, []).append((int(line["step"]), float(text)))
+    try:
+        with path.open(newline="") as file:
+            for line in csv.DictReader(file):
+                if None in line or None in line.values():
+                    continue
+                for name, text in line.items():
+                    if text and name not in NOT_METRICS:
+                        found.setdefault(name, []).append((int(line["step"]), float(text)))
+    except (ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it to draw the other curves") from None
     return found

@@ -224,12 +224,12 @@ def validate(experiment: CTFlowExperiment) -> None:
         need(optimizer.batch_size >= 1, f"{name}.batch_size is at least 1")
         need((optimizer.max_steps or optimizer.epochs) >= 1, f"{name}.max_steps is at least 1")
         need(0 < optimizer.min_lr <= optimizer.lr, f"0 < {name}.min_lr <= {name}.lr")
-        need(0 <= optimizer.ema_decay < 1, f"{name}.ema_decay lies in [0, 1)")
+        need(0 <= optimizer.ema_decay < 1, f"{name}.ema_decay must lie in [0, 1)")
         need(optimizer.warmup_steps >= 0, f"{name}.warmup_steps is not negative")
     need(train.end_clips >= 1, "train.end_clips is at least 1: without white slices no volume ends")
     for key in ("text_dropout", "start_share", "aligned_share"):
         need(0 <= getattr(train, key) <= 1, f"train.{key} is a share in [0, 1]")
-    need(0 <= config.flow.sigma_min < 1, "flow.sigma_min lies in [0, 1)")
+    need(0 <= config.flow.sigma_min < 1, "flow.sigma_min must lie in [0, 1)")
     need(config.flow.shift > 0, "flow.shift is positive")
     need(
         config.flow.prediction == "velocity" or sample.solver in ("euler", "midpoint"),

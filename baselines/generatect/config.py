@@ -211,7 +211,7 @@ def validate_generatect(experiment: GenerateCTExperiment) -> None:
         train = getattr(config, phase).train
         need((train.max_steps or train.epochs) >= 1, f"generatect.{phase}.train.max_steps is at least 1")
         need(0 < train.min_lr <= train.lr, f"generatect.{phase}.train: 0 < min_lr <= lr")
-        need(0 <= train.ema_decay < 1, f"generatect.{phase}.train.ema_decay lies in [0, 1)")
+        need(0 <= train.ema_decay < 1, f"generatect.{phase}.train.ema_decay must lie in [0, 1)")
         need(0 <= train.text_dropout <= 1, f"generatect.{phase}.train.text_dropout is a share in [0, 1]")
         need(train.batch_size >= 1, f"generatect.{phase}.train.batch_size is at least 1")
         need(train.grad_clip is None or train.grad_clip > 0, f"generatect.{phase}.train.grad_clip is positive")
@@ -235,7 +235,7 @@ def validate_generatect(experiment: GenerateCTExperiment) -> None:
         f"generatect.transformer.max_tokens={transformer.max_tokens} is below the {tokens} tokens of "
         f"generatect.num_slices={config.num_slices}",
     )
-    need(0 < config.sample.threshold_quantile <= 1, "generatect.sample.threshold_quantile lies in (0, 1]")
+    need(0 < config.sample.threshold_quantile <= 1, "generatect.sample.threshold_quantile must lie in (0, 1]")
     need(
         config.sample.coarse_noise <= fine.coarse_noise_max <= 1,
         "generatect: sample.coarse_noise <= super_resolution.coarse_noise_max <= 1: no more noise than in training",

@@ -53,6 +53,13 @@ def test_what_was_begun_with_something_else_is_not_continued(tmp_path):
         stamps.check(tmp_path, "train", changed(code={"a.py": "2"}), "train")
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", "3", "{"])
+def test_a_damaged_stamp_is_named(tmp_path, text):
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(UserError, match=r"train\.json"):
+        stamps.check(tmp_path, "train", {}, "train")
+
+
 def test_an_upstream_that_is_not_known_yet_is_not_compared(done):
     assert stamps.check(done, "train", changed(upstream={"train": None}), "train") == "done"
 

@@ -49,6 +49,10 @@ def test_keys_of_slurm():
         "partition": "gpu", "time": "1:30:00", "setup": ["module load a", "b"], "exclusive": True
     }  # fmt: skip
     assert parameters["row"]["time"] == 90
+    more = ["slurm.time=2-00:30", "slurm.gpus_per_node=a100:2", "slurm.srun_args=--mpi=none"]
+    assert slurm.parse(more, STAGES)["row"] == {
+        "time": "2-00:30", "gpus_per_node": "a100:2", "srun_args": ["--mpi=none"]
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,12 @@ def test_keys_of_slurm():
         ("slurm.dependency=afterok:1", "no such key"),
         ("slurm.time", "slurm.KEY=VALUE"),
         ("slurm.setup=[a", "not readable as YAML"),
+        ("slurm.setup=[a, 3]", "a list of texts"),
+        ("slurm.additional_parameters=5", "a mapping"),
+        ("slurm.partition=", "takes something"),
+        *((f"slurm.{key}=0", "a whole number above 0") for key in ("nodes", "cpus_per_task", "signal_delay_s")),
+        ("slurm.gpus_per_node=two", "TYPE:NUMBER"),
+        *((f"slurm.time={time}", "hours:minutes") for time in ("abc", "-5", "0", "1:")),
     ],
 )
 def test_a_wrong_key_of_slurm_is_refused(finished: Project, pair: str, said: str):

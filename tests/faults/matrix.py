@@ -15,8 +15,9 @@ HEAD = """# What a run survives
 
 Written by `make test-faults`. Each cell is a run of the real command line on a tiny project (5 patients of 10 slices,
 12 training steps) that meets a fault in the middle of a stage. Then nothing partial lies under a final name, and the
-same command, repeated, ends with the table, volumes, masks and weights of a run that nothing interrupted, byte for
-byte.
+same command, repeated once the cause is gone (the disk has room, the code and the input are as they were), ends with
+the table, volumes, masks and weights of a run that nothing interrupted, byte for byte. Corrupted is, in this order, a
+volume of the cache, a checkpoint, a generated volume, a case's scores.
 """
 
 

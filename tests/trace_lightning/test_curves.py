@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from trace_lightning.curves import read_curves, session_logger, sessions
+from trace_lightning.errors import UserError
 
 
 def write(folder: Path, session: int, text: str) -> None:
@@ -42,6 +43,15 @@ def test_the_tenth_session_comes_after_the_second(tmp_path):
 def test_a_line_that_was_cut_short_gives_no_wrong_number(tmp_path, cut):
     write(tmp_path, 0, f"step,train/loss\n{cut}")
     assert read_curves(tmp_path) == {"train/loss": [(9, 1.0)]}
+
+
+@pytest.mark.parametrize("damage", [b"step,train/loss\n9,\xff\xfe\n", b"step,train/loss\n9,one\n", b"x,loss\n1,2\n"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    write(tmp_path, 0, "")
+    (path,) = tmp_path.rglob("metrics.csv")
+    path.write_bytes(damage)
+    with pytest.raises(UserError, match=r"metrics\.csv: damaged"):
+        read_curves(tmp_path)
 
 
 def test_what_was_logged_is_on_disk_at_once_and_the_next_session_has_a_file_of_its_own(tmp_path):
