@@ -168,9 +168,8 @@ def _bench(options: argparse.Namespace) -> int:
     for name in ("volumes", "slices", "repeats"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: at least 1")
-    seeds = options.seeds or [options.seed]
     sizes = options.volumes, options.slices, options.repeats
-    bench(_request(options), seeds, *sizes, options.out, options.speed_only)
+    bench(_request(options), *sizes, options.out, options.speed_only)
     return 0
 
 

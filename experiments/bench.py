@@ -243,7 +243,6 @@ class _Bench:
 
 def bench(
     request: Request,
-    seeds: Sequence[int],
     volumes: int | None,
     slices: int | None,
     repeats: int,
@@ -253,8 +252,7 @@ def bench(
     """Make, score and time all rows; print the table and write `bench.json`, `bench.md` and `bench.png`.
 
     Args:
-        request: an experiment, profile and overrides.
-        seeds: of training and sampling; quality is pooled over them, speed is measured on the first.
+        request: an experiment, profile and overrides; quality is pooled over its seeds, speed measured on the first.
         volumes: cases that are timed, at most.
         slices: of each timed case, at most.
         repeats: turns of timing.
@@ -267,14 +265,12 @@ def bench(
     from evaluation.render import console_of
     from experiments import bench_report
 
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds {', '.join(map(str, seeds))}: one is named twice")
     if out is not None and not out.is_dir():
         if out.exists():
             raise UserError(f"--out {out}: is a file; give a folder")
         out.mkdir(parents=True)  # an hour later would be late to find that it cannot be made
     console, plan, done = console_of(), read_plan(), []
-    for seed in seeds:
+    for seed in request.seeds:
         base, rows, refused = rows_of(request, seed, plan)
         done.append((make_volumes(request, plan, base, rows, speed_only), rows))
     resolved, rows = done[0]
@@ -289,7 +285,7 @@ def bench(
         else [{name: made.folders.run(one.experiment.name) for name, one in rows.items()} for made, rows in done]
     )
     real = [] if speed_only else [made.folders.ground_truth for made, _ in done]
-    result = bench_report.collect(plan, timings, refused, scored, real, base.experiment, seeds)
+    result = bench_report.collect(plan, timings, refused, scored, real, base.experiment, request.seeds)
     bench_report.write(result, folder)
     if not speed_only:
         bench_report.write_pictures(plan, scored[0], real[0], folder / "montage.png")

@@ -96,6 +96,7 @@ def perform(folder: str, stage: str, index: int) -> None:
         code = 2
     except Stopped as stop:
         if stop.number == signal.SIGUSR1 and first:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which Slurm ends what is queued again: it is at its end
             _queue_again()
         raise
     if code:
@@ -288,7 +289,6 @@ def _queue_again() -> None:
         sys.exit(START_AGAIN)
     if restarts >= MOST_RESTARTS:
         raise UserError(f"Slurm job {job} was queued again {restarts} times; give it more time by slurm.time")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which Slurm ends what is queued again: it is at its end
     answered = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if answered.returncode:
         raise UserError(f"scontrol requeue {job}: {answered.stderr.strip()}; submit the table again")

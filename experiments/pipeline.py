@@ -48,6 +48,10 @@ class Request:
     redo: str | None = None
     dry_run: bool = False
 
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds {', '.join(map(str, self.seeds))}: one is named twice")
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -111,8 +115,6 @@ def resolve(request: Request) -> Resolved:
     else:
         rows = (Row("GT", source=GROUND_TRUTH), Row(path.stem, path.stem))
         table = replace(load.load_table("table1"), name=path.stem, title="", published=None, rows=rows, path=path)
-    if len(set(request.seeds)) < len(request.seeds):
-        raise UserError(f"seeds {', '.join(map(str, request.seeds))}: one is named twice")
     rows = [
         load.load(path.with_name(f"{name}.yaml"), request.profile, request.overrides, seed)
         for seed in request.seeds
