@@ -56,7 +56,7 @@ def test_there_are_sweeps_of_what_users_ask_for():
     [
         ("sample.noise_correlation", "sample.noise_corelation", r"sample\.noise_corelation.*Did you mean"),
         ("0.75]", "75%]", r"sample\.noise_correlation=75%.*expected float"),
-        ("0.75]", "7.5]", r"sample\.noise_correlation=7\.5 lies in \[0, 1\]"),
+        ("0.75]", "7.5]", r"sample\.noise_correlation=7\.5 must lie in \[0, 1\]"),
         ("[6, 12, 24]", "[6, null]", r"sample\.num_inference_steps: .*null as the word None"),
         ("[6, 12, 24]", "6", r"sample\.num_inference_steps: values is a list"),
         ("{values: [6, 12, 24]}", "{parameters: {x: {values: [1]}}}", r"sample\.num_inference_steps: .*with dots"),

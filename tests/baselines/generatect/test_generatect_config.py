@@ -56,7 +56,7 @@ def test_the_presets_differ_in_the_defects_alone_at_every_scale(profile):
         ("super_resolution.width", 12, "width=12 is not divisible by 8"),
         ("transformer.train.text_dropout", 1.5, r"text_dropout is a share in \[0, 1\]"),
         ("tokenizer.train.min_lr", 1.0, "0 < min_lr <= lr"),
-        ("sample.threshold_quantile", 0.0, "threshold_quantile lies in"),
+        ("sample.threshold_quantile", 0.0, "threshold_quantile must lie in"),
         ("sample.token_steps", 0, "generatect.sample.token_steps=0 is below 1"),
     ],
 )
