@@ -1,6 +1,7 @@
 """How much faster a table is done by local processes than by one: each from nothing but the cache, one thread each.
 
 usage: python benchmarks/local_jobs.py [KEY=VALUE ...] [--target experiments/table1.yaml] [--profile smoke] [--jobs 2]
+       [--cache FOLDER]
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seeds", nargs="+", default=["0"])
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--cache", help="a filled one; without it a run that does not count fills one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_intermixed_args()
     ways = {"one": ("run", "--jobs", "1"), "local": ("submit", "--cluster", "local", "--jobs", str(options.jobs))}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(-1, options.repeats):  # the first fills the cache and does not count
+        cache = Path(options.cache).resolve() if options.cache else Path(folder, "cache")
+        for repeat in range(0 if options.cache else -1, options.repeats):  # -1 fills the cache
             for name, (verb, *arguments) in ways.items():
                 if repeat < 0 and name != "one":
                     continue
-                places = [f"run.runs_dir={folder}/{name}{repeat}", f"run.cache_dir={folder}/cache", "run.threads=1"]
+                places = [f"run.runs_dir={folder}/{name}{repeat}", f"run.cache_dir={cache}", "run.threads=1"]
                 given = [options.target, "--profile", options.profile, "--seeds", *options.seeds, *arguments]
                 began = time.monotonic()
                 done = subprocess.run(
