@@ -292,7 +292,7 @@ def _queue_again() -> None:
     answered = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if answered.returncode:
         raise UserError(f"scontrol requeue {job}: {answered.stderr.strip()}; submit the table again")
-    print(f"queued again: Slurm job {job}", flush=True)
+    print(f"queued again: Slurm job {job}, {restarts + 1} of at most {MOST_RESTARTS} times", flush=True)
 
 
 def _stop(number: int, frame: Any) -> None:

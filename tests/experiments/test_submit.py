@@ -176,7 +176,8 @@ def test_a_warned_process_asks_slurm_to_be_queued_again(monkeypatch, capsys):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     job._queue_again()
-    assert asked == [["scontrol", "requeue", "8_1"]] and "queued again: Slurm job 8_1" in capsys.readouterr().out
+    assert asked == [["scontrol", "requeue", "8_1"]]
+    assert "queued again: Slurm job 8_1, 1 of at most 100" in capsys.readouterr().out
     monkeypatch.setenv("SLURM_RESTART_COUNT", "100")
     with pytest.raises(UserError, match="give it more time"):
         job._queue_again()
