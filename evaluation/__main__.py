@@ -170,7 +170,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         "compare",
         help="compare two methods on the same cases",
         description="Paired comparison of A with B, volume by volume, with a bootstrap over cases. Give several pairs "
-        "(seeds) as A B A2 B2 ...; volumes of one case are then one unit of the bootstrap.",
+        "(seeds) as A B A2 B2 ...; cases and pairs are then both resampled.",
     )
     command.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="run folders that hold scores/: A B [A2 B2 ...]"

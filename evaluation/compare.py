@@ -73,8 +73,8 @@ def _load(run: Path) -> dict:
 def _paired(name: str, pairs: Sequence[tuple[dict, dict]], samples: int) -> Paired | None:
     spec = metric(name)
     values = [
-        (a["cases"][case_id].get(spec.name), b["cases"][case_id].get(spec.name), case_id)
-        for a, b in pairs
+        (a["cases"][case_id].get(spec.name), b["cases"][case_id].get(spec.name), case_id, training)
+        for training, (a, b) in enumerate(pairs)
         for case_id in a["cases"]
     ]
     both = [value for value in values if value[0] is not None and value[1] is not None]
@@ -110,8 +110,9 @@ def show(found: dict[str, Paired | None], runs: Sequence[tuple[Path, Path]]) -> 
         )
     console.print(grid)
     cases = max((result.cases for result in found.values() if result), default=0)
+    over = "cases and pairs" if len(runs) > 1 else "cases"
     console.print(
-        f"{cases} cases, {len(runs)} pair(s) of runs; bootstrap over cases; A / B: mean of the volumes' ratios"
+        f"{cases} cases, {len(runs)} pair(s) of runs; bootstrap over {over}; A / B: mean of the volumes' ratios"
     )
 
 

@@ -356,7 +356,11 @@ def _differs(spec: Metric, ours: Mapping, theirs: Mapping) -> bool:
     """Tell whether the interval of the paired difference excludes 0; costs and other statistics are not judged."""
     if spec.statistic != "mean" or spec.name in COSTS:
         return False
-    pairs = [(ours[key].get(spec.name), theirs[key].get(spec.name), key[1]) for key in ours if key in theirs]
+    pairs = [
+        (ours[seed, case].get(spec.name), theirs[seed, case].get(spec.name), case, seed)
+        for seed, case in ours
+        if (seed, case) in theirs
+    ]
     both = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
     bounds = paired(*zip(*both, strict=True), SAMPLES).difference_interval if both else None
     return bounds is not None and not bounds[0] <= 0 <= bounds[1]
@@ -372,8 +376,9 @@ def _notes(rows: Sequence[Row], seeds: Sequence[int], against: str | None) -> tu
     if any(cell.low is not None for row in rows for cell in row.cells.values()):
         notes.append("intervals: 95 %, bootstrap over volumes")
     if any(cell.differs for row in rows for cell in row.cells.values()):
+        over = "over cases and over trainings" if len(seeds) > 1 else "over cases (of this one training)"
         notes.append(
-            f"*: differs from {against}: the 95 % interval of the paired difference, bootstrap over cases, excludes 0 "
+            f"*: differs from {against}: the 95 % interval of the paired difference, bootstrap {over}, excludes 0 "
             "(each cell judged by itself)"
         )
     if any(row.n == 1 for row in rows):

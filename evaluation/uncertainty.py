@@ -1,4 +1,9 @@
-"""Intervals by the bootstrap over volumes: slices of one volume are no independent witnesses, volumes are."""
+"""Intervals by the bootstrap over volumes: slices of one volume are no independent witnesses, volumes are.
+
+Volumes of several trainings are crossed: each training is seen on the same cases. Both are then resampled, each by
+itself (Owen and Eckles 2012, "Bootstrapping data arrays of arbitrary order"); over cases alone an interval would only
+speak of the very trainings that were done.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +23,29 @@ def interval(values: Sequence[float], samples: int = 1000, seed: int = 0) -> tup
         samples: bootstrap samples; 0 for no interval.
         seed: of the resampling.
     """
-    values = np.asarray(values, np.float64)
-    if len(values) < 2 or not samples:
+    return crossed_interval(np.asarray(values, np.float64)[:, None], samples, seed)
+
+
+def crossed_interval(values: np.ndarray, samples: int = 1000, seed: int = 0) -> tuple[float, float] | None:
+    """Return the percentile bootstrap interval of the mean over cases and trainings, or None for fewer than two cases.
+
+    Args:
+        values: (cases, trainings), NaN where there is none; a case has at least one.
+        samples: bootstrap samples; 0 for no interval.
+        seed: of the resampling.
+    """
+    num_cases, num_trainings = values.shape
+    if num_cases < 2 or not samples:
         return None
-    picked = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
-    low, high = np.percentile(values[picked].mean(axis=1), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    random = np.random.default_rng(seed)
+    cases = random.integers(num_cases, size=(samples, num_cases))
+    trainings = random.integers(num_trainings, size=(samples, num_trainings))
+    times = (trainings[..., None] == np.arange(num_trainings)).sum(axis=1)  # (samples, trainings)
+    there = ~np.isnan(values)
+    total, number = times @ np.where(there, values, 0).T, times @ there.T.astype(int)  # (samples, cases)
+    of_cases = np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+    means = np.nanmean(np.take_along_axis(of_cases, cases, axis=1), axis=1)
+    low, high = np.nanpercentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
 
@@ -34,9 +57,9 @@ class Paired:
         mean_a: mean of the first.
         mean_b: mean of the second.
         difference: mean of a - b.
-        difference_interval: bootstrap over cases, or None for fewer than two cases.
+        difference_interval: bootstrap over cases and trainings, or None for fewer than two cases.
         ratio: mean over volumes of a / b, or None where a value is not positive.
-        ratio_interval: bootstrap over cases, or None.
+        ratio_interval: bootstrap over cases and trainings, or None.
         volumes: pairs of volumes.
         cases: cases among them.
         lower: volumes in which a < b.
@@ -53,35 +76,50 @@ class Paired:
     lower: int
 
 
-def paired(a: Sequence[float], b: Sequence[float], cases: Sequence[str], samples: int = 1000, seed: int = 0) -> Paired:
+def paired(
+    a: Sequence[float],
+    b: Sequence[float],
+    cases: Sequence[str],
+    trainings: Sequence[int] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Paired:
     """Compare two methods volume by volume.
-
-    A case that occurs several times (several seeds) is one unit of the resampling: its volumes are averaged first.
 
     Args:
         a: values of the first method.
         b: values of the second, in the same order.
         cases: the case of each value.
+        trainings: the training (its seed) of each value, by which both methods are paired. Without, volumes of one
+            case are one unit, and nothing is said of other trainings.
         samples: bootstrap samples.
         seed: of the resampling.
     """
-    a, b, cases = np.asarray(a, np.float64), np.asarray(b, np.float64), np.asarray(cases)
-    if not len(a) == len(b) == len(cases) > 0:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    trainings = np.zeros(len(a), int) if trainings is None else trainings
+    if not len(a) == len(b) == len(cases) == len(trainings) > 0:
         raise ValueError("paired values need the same, non-zero length")
+    _, row = np.unique(cases, return_inverse=True)
+    _, column = np.unique(trainings, return_inverse=True)
 
-    def by_case(values: np.ndarray) -> np.ndarray:
-        return np.array([values[cases == case].mean() for case in np.unique(cases)])
+    def crossed(values: np.ndarray) -> np.ndarray:
+        total, number = np.zeros((2, row.max() + 1, column.max() + 1))
+        np.add.at(total, (row, column), values)
+        np.add.at(number, (row, column), 1)
+        return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
-    difference = by_case(a - b)
-    ratio = by_case(a / b) if (a > 0).all() and (b > 0).all() else None
+    def mean(values: np.ndarray) -> float:
+        return float(np.nanmean(crossed(values), axis=1).mean())
+
+    has_ratio = (a > 0).all() and (b > 0).all()
     return Paired(
-        mean_a=float(by_case(a).mean()),
-        mean_b=float(by_case(b).mean()),
-        difference=float(difference.mean()),
-        difference_interval=interval(difference, samples, seed),
-        ratio=None if ratio is None else float(ratio.mean()),
-        ratio_interval=None if ratio is None else interval(ratio, samples, seed),
+        mean_a=mean(a),
+        mean_b=mean(b),
+        difference=mean(a - b),
+        difference_interval=crossed_interval(crossed(a - b), samples, seed),
+        ratio=mean(a / b) if has_ratio else None,
+        ratio_interval=crossed_interval(crossed(a / b), samples, seed) if has_ratio else None,
         volumes=len(a),
-        cases=len(difference),
+        cases=int(row.max()) + 1,
         lower=int((a < b).sum()),
     )
