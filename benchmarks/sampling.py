@@ -131,7 +131,8 @@ def report(
         "",
         *_table(found["chosen on"], real["chosen on"], chosen),
         "",
-        f"Chosen minus Algorithm 1 on cases {half + 1} to {len(cases)}, paired, 95 % interval by bootstrap over cases and trainings:",
+        f"Chosen minus Algorithm 1 on cases {half + 1} to {len(cases)}, paired, 95 % interval by bootstrap over cases and "
+        "trainings:",
         "",
         *_differences(found["elsewhere"], chosen, cases[half:]),
     ]
@@ -209,7 +210,8 @@ def _differences(found: Mapping[str, Values], chosen: Point, cases: Sequence[str
     lines = ["| | difference | interval |", "| --- | ---: | ---: |"]
     for name in MEASURES:
         ours, literal = found[chosen.row.name][name], found[LITERAL.name][name]
-        trainings, of_case = zip(*(divmod(i, len(cases)) for i in range(len(ours))), strict=True)  # as `study` reads them
+        order = [divmod(i, len(cases)) for i in range(len(ours))]  # (training, case), as `study` reads them
+        trainings, of_case = zip(*order, strict=True)
         result = paired(ours, literal, of_case, trainings)
         low, high = result.difference_interval or (result.difference, result.difference)
         lines.append(f"| {_title(name)} | {result.difference:+.3f} | {low:+.3f} to {high:+.3f} |")

@@ -34,19 +34,22 @@ def crossed_interval(values: np.ndarray, samples: int = 1000, seed: int = 0) -> 
         samples: bootstrap samples; 0 for no interval.
         seed: of the resampling.
     """
-    num_cases, num_trainings = values.shape
-    if num_cases < 2 or not samples:
+    if len(values) < 2 or not samples:
         return None
     random = np.random.default_rng(seed)
-    cases = random.integers(num_cases, size=(samples, num_cases))
-    trainings = random.integers(num_trainings, size=(samples, num_trainings))
-    times = (trainings[..., None] == np.arange(num_trainings)).sum(axis=1)  # (samples, trainings)
+    cases, trainings = (_times_drawn(random, n, samples) for n in values.shape)
     there = ~np.isnan(values)
-    total, number = times @ np.where(there, values, 0).T, times @ there.T.astype(int)  # (samples, cases)
-    of_cases = np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
-    means = np.nanmean(np.take_along_axis(of_cases, cases, axis=1), axis=1)
-    low, high = np.nanpercentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    total = ((cases @ np.where(there, values, 0)) * trainings).sum(axis=1)
+    number = ((cases @ there) * trainings).sum(axis=1)  # 0 where all that was drawn is missing
+    low, high = np.percentile(total[number > 0] / number[number > 0], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
+
+
+def _times_drawn(random: np.random.Generator, n: int, samples: int) -> np.ndarray:
+    """Return how often each of n is among n that are drawn with replacement, (samples, n)."""
+    times = np.zeros((samples, n))
+    np.add.at(times, (np.arange(samples)[:, None], random.integers(n, size=(samples, n))), 1)
+    return times
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def paired(
         return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
     def mean(values: np.ndarray) -> float:
-        return float(np.nanmean(crossed(values), axis=1).mean())
+        return float(np.nanmean(crossed(values)))
 
     has_ratio = (a > 0).all() and (b > 0).all()
     return Paired(
