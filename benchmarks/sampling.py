@@ -131,8 +131,8 @@ def report(
         "",
         *_table(found["chosen on"], real["chosen on"], chosen),
         "",
-        f"Chosen minus Algorithm 1 on cases {half + 1} to {len(cases)}, paired, 95 % interval by bootstrap over cases and "
-        "trainings:",
+        f"Chosen minus Algorithm 1 on cases {half + 1} to {len(cases)}, paired, 95 % interval by bootstrap over cases "
+        "and trainings:",
         "",
         *_differences(found["elsewhere"], chosen, cases[half:]),
     ]
