@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.metrics import metric
-from evaluation.uncertainty import paired
+from evaluation.paired import paired
 from experiments.bench import BenchRow, Plan, make_volumes, rows_of
 from experiments.pipeline import Request
 from experiments.stages import environment
@@ -131,8 +131,8 @@ def report(
         "",
         *_table(found["chosen on"], real["chosen on"], chosen),
         "",
-        f"Chosen minus Algorithm 1 on cases {half + 1} to {len(cases)}, paired, 95 % interval by bootstrap over cases "
-        "and trainings:",
+        f"Chosen minus Algorithm 1 on cases {half + 1} to {len(cases)}, paired, 95 % t interval over cases and "
+        "trainings:",
         "",
         *_differences(found["elsewhere"], chosen, cases[half:]),
     ]

@@ -24,7 +24,7 @@ from evaluation.measure import Resources
 from evaluation.metrics import Metric, metric
 from evaluation.score import score
 from evaluation.settings import Settings
-from evaluation.uncertainty import paired
+from evaluation.uncertainty import interval
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.artifacts import Volume, read_json, write_json, write_labels, write_text, write_volume
 from trace_lightning.config import PhantomConfig
@@ -133,10 +133,11 @@ def _cell(name: str, found: tuple, identity: tuple) -> Cell:
         return Cell(entry.get("value"), low, entry.get("high"), floor, moved)
     side, key = (2, name.removeprefix("labels.")) if name in LABELS else (1, name)
     cases = [case for case in found[side] if found[side][case].get(key) is not None]
-    compared = paired(*([of[side][case][key] for case in cases] for of in (found, identity)), cases)
-    low, high = compared.difference_interval or (None, None)
-    seen = low is not None and not low <= 0 <= high and abs(compared.difference) >= _half_a_digit(spec_of(name))
-    return Cell(compared.mean_a, low, high, moved=int(np.sign(compared.difference)) if seen else 0)
+    values, unchanged = (np.array([of[side][case][key] for case in cases]) for of in (found, identity))
+    difference = float((values - unchanged).mean())
+    low, high = interval(values - unchanged) or (None, None)
+    seen = low is not None and not low <= 0 <= high and abs(difference) >= _half_a_digit(spec_of(name))
+    return Cell(float(values.mean()), low, high, moved=int(np.sign(difference)) if seen else 0)
 
 
 def spec_of(name: str) -> Metric:

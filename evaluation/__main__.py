@@ -169,14 +169,13 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "compare",
         help="compare two methods on the same cases",
-        description="Paired comparison of A with B, volume by volume, with a bootstrap over cases. Give several pairs "
-        "(seeds) as A B A2 B2 ...; cases and pairs are then both resampled.",
+        description="Paired comparison of A with B, volume by volume, with 95 %% t intervals over cases. Give several "
+        "pairs (seeds) as A B A2 B2 ...; the intervals are then over cases and trainings.",
     )
     command.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="run folders that hold scores/: A B [A2 B2 ...]"
     )
     command.add_argument("--metrics", nargs="+", metavar="NAME", help="default: fidelity, skill and slice-to-slice")
-    command.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="samples (default 1000)")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the comparison as JSON too")
 
 
@@ -352,9 +351,14 @@ def _progress(verb: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def _table(given: argparse.Namespace) -> None:
+    from evaluation.gather import gather
     from evaluation.table import make_table
 
     seeds = given.seeds or [given.seed]
+    rows = gather(given.table, given.profile, seeds, given.runs_dir).rows
+    if not any(row.scores for row in rows if not row.is_real):
+        shown = ", ".join(map(str, seeds))
+        raise UserError(f"{given.runs_dir / given.profile}: no row of {given.table} is scored with seed {shown}")
     make_table(given.table, given.profile, seeds, given.runs_dir, given.width, montage=not given.no_montage)
 
 
@@ -365,7 +369,7 @@ def _compare(given: argparse.Namespace) -> None:
     if len(given.runs) % 2:
         raise UserError(f"compare: runs come in pairs, A B [A2 B2 ...]; {len(given.runs)} were given")
     runs = list(zip(given.runs[0::2], given.runs[1::2], strict=True))
-    found = compare.compare(runs, given.metrics or compare.DEFAULT_METRICS, given.bootstrap)
+    found = compare.compare(runs, given.metrics or compare.DEFAULT_METRICS)
     compare.show(found, runs)
     if given.json:
         write_json(given.json, compare.to_json(found, runs))

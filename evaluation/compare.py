@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from evaluation.metrics import metric
+from evaluation.paired import Paired, paired
+from evaluation.records import read_measures, read_summary
 from evaluation.render import console_of
 from evaluation.score import SUMMARY
-from evaluation.uncertainty import Paired, paired
-from trace_lightning.artifacts import read_json
 from trace_lightning.errors import UserError
 
 DEFAULT_METRICS = (
@@ -28,57 +28,56 @@ DEFAULT_METRICS = (
 )
 
 
-def compare(
-    runs: Sequence[tuple[Path, Path]], names: Sequence[str] = DEFAULT_METRICS, samples: int = 1000
-) -> dict[str, Paired | None]:
-    """Compare A with B, pooled over pairs of runs (seeds).
+def compare(runs: Sequence[tuple[Path, Path]], names: Sequence[str] = DEFAULT_METRICS) -> dict[str, Paired | None]:
+    """Compare A with B over pairs of runs (trainings).
 
     Args:
         runs: (run A, run B) folders with `scores/` in them, one pair a seed.
         names: metrics.
-        samples: bootstrap samples.
 
     Returns:
         Metric -> comparison, or None where the volumes have no such number.
 
     Raises:
-        UserError: a run is not scored, or the two were scored on other cases or by another protocol.
+        UserError: a run is not scored, a pair is named twice, or two were scored on other cases or by another protocol.
     """
+    places = [(Path(a).resolve(), Path(b).resolve()) for a, b in runs]
+    if twice := [pair for pair, place in zip(runs, places, strict=True) if places.count(place) > 1]:
+        raise UserError(f"{twice[0][0]} and {twice[0][1]} are named twice; a pair of runs counts once")
     pairs = [(_load(a), _load(b)) for a, b in runs]
     first = pairs[0][0]
     for pair, (a, b) in zip(runs, pairs, strict=True):
-        if a["cases"].keys() != b["cases"].keys():
-            odd = ", ".join(sorted(a["cases"].keys() ^ b["cases"].keys()))
-            raise UserError(
-                f"{pair[0]} and {pair[1]} were scored on other cases ({odd}); a paired comparison needs the same"
-            )
         for run, scores in zip(pair, (a, b), strict=True):
+            if odd := sorted(scores["cases"].keys() ^ first["cases"].keys()):
+                raise UserError(
+                    f"{runs[0][0]} and {run} were scored on other cases ({', '.join(odd)}); a paired comparison needs "
+                    "the same"
+                )
             if scores["protocol_digest"] != first["protocol_digest"]:
                 raise UserError(f"{run} and {runs[0][0]} were scored by different protocols; score them again alike")
     for name in names:
         if metric(name) is None:
             raise UserError(f"{name!r} is no metric; see `metrics` of {runs[0][0]}/scores/{SUMMARY}")
-    return {name: _paired(name, pairs, samples) for name in names}
+    return {name: _paired(name, pairs) for name in names}
 
 
 def _load(run: Path) -> dict:
     scores = Path(run) / "scores" if (Path(run) / "scores").is_dir() else Path(run)
     if not (scores / SUMMARY).exists():
         raise UserError(f"{run}: holds no scores/{SUMMARY}; score its volumes first")
-    summary = read_json(scores / SUMMARY)
-    cases = {case_id: read_json(scores / "per_case" / f"{case_id}.json")["measures"] for case_id in summary["cases"]}
+    summary = read_summary(scores)
+    cases = {case_id: read_measures(scores, case_id) for case_id in summary["cases"]}
     return {"protocol_digest": summary["protocol_digest"], "cases": cases}
 
 
-def _paired(name: str, pairs: Sequence[tuple[dict, dict]], samples: int) -> Paired | None:
+def _paired(name: str, pairs: Sequence[tuple[dict, dict]]) -> Paired | None:
     spec = metric(name)
     values = [
         (a["cases"][case_id].get(spec.name), b["cases"][case_id].get(spec.name), case_id, training)
         for training, (a, b) in enumerate(pairs)
         for case_id in a["cases"]
     ]
-    both = [value for value in values if value[0] is not None and value[1] is not None]
-    return paired(*zip(*both, strict=True), samples) if both else None
+    return paired(*zip(*values, strict=True))
 
 
 def show(found: dict[str, Paired | None], runs: Sequence[tuple[Path, Path]]) -> None:
@@ -110,9 +109,9 @@ def show(found: dict[str, Paired | None], runs: Sequence[tuple[Path, Path]]) -> 
         )
     console.print(grid)
     cases = max((result.cases for result in found.values() if result), default=0)
-    over = "cases and pairs" if len(runs) > 1 else "cases"
+    over = "cases and trainings (pairs of runs)" if len(runs) > 1 else "cases, of these trainings"
     console.print(
-        f"{cases} cases, {len(runs)} pair(s) of runs; bootstrap over {over}; A / B: mean of the volumes' ratios"
+        f"{cases} cases, {len(runs)} pair(s) of runs; 95 %: t interval over {over}; A / B: mean of the volumes' ratios"
     )
 
 

@@ -15,15 +15,24 @@ from typing import Any
 import numpy as np
 
 from evaluation.metrics import Metric, metric
+from evaluation.paired import paired
+from evaluation.records import read_measures, read_summary
 from evaluation.score import SUMMARY
-from evaluation.uncertainty import paired
 from trace_lightning.artifacts import read_json
 from trace_lightning.errors import UserError
 
 GROUND_TRUTH, PUBLISHED = "ground_truth", "published"
 COSTS = ("slices_per_second", "evaluations_per_slice", "parameters_m", "peak_memory_gb", "train_memory_gb")
-KEYS = ("name", "title", "columns", "companions", "published", "against", "rows")
-SAMPLES = 1000  # of the bootstrap behind the marks of difference
+KEYS = {
+    "name": str,
+    "title": str,
+    "columns": list,
+    "companions": list,
+    "published": str,
+    "against": str,
+    "rows": list,
+}
+NEEDED = ("name", "columns", "rows")
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,7 @@ def gather(table_path: Path, profile: str, seeds: Sequence[int] = (0,), runs_dir
         rows.append(_row(entry["label"], folders, columns + companions, is_real, protocols))
     rows = _with_best(rows, columns + companions)
     if against := data.get("against"):
-        rows = _with_differences(rows, columns + companions, str(against), table_path)
+        rows = _with_differences(rows, seeds, str(against), table_path)
 
     shown = ", ".join(map(str, seeds))
     ours = (
@@ -192,16 +201,22 @@ def _read_table(path: Path) -> dict:
     data = read_yaml(path)
     if unknown := [key for key in data if key not in KEYS]:
         raise UserError(f"{path}: unknown key {unknown[0]!r}; a table has {', '.join(KEYS)}")
-    for key in ("name", "columns", "rows"):
-        if not data.get(key):
+    for key, kind in KEYS.items():
+        if key in NEEDED and not data.get(key):
             raise UserError(f"{path}: needs the key {key!r}")
+        if data.get(key) is not None and not isinstance(data[key], kind):
+            raise UserError(f"{path}: {key}={data[key]!r} is no {'list' if kind is list else 'text'}")
+    if Path(data["name"]).name != data["name"]:
+        raise UserError(f"{path}: name={data['name']!r} is a folder's name, without any /")
     for column in [*data["columns"], *(data.get("companions") or ())]:
-        if metric(column) is None:
+        if not isinstance(column, str) or metric(column) is None:
             raise UserError(f"{path}: column {column!r} is no metric; see `metrics` of a summary.json for their names")
     for entry in data["rows"]:
         source = entry.get("source") if isinstance(entry, dict) else None
         if not isinstance(entry, dict) or "label" not in entry or (source is None) == ("experiment" not in entry):
             raise UserError(f"{path}: row {entry} needs a label, and either an experiment or a source")
+        if odd := [key for key in ("label", "experiment") if not isinstance(entry.get(key, ""), str)]:
+            raise UserError(f"{path}: row {entry}: {odd[0]} is no text")
         if source not in (None, GROUND_TRUTH, PUBLISHED):
             raise UserError(f"{path}: row {entry['label']!r}: source is {GROUND_TRUTH} or {PUBLISHED}, got {source!r}")
     return data
@@ -235,7 +250,7 @@ def _row(
     for seed, folder in folders.items():
         path = folder / "scores" / SUMMARY
         if path.exists():
-            scored[seed] = path, read_json(path)
+            scored[seed] = path, read_summary(path.parent)
     if not scored:
         reason = _why_absent(next(iter(folders.values())))
         return Row(label, {column: Cell(reason=reason) for column in columns}, reason=reason, is_real=is_real)
@@ -324,8 +339,8 @@ def _with_best(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
     return [replace(row, cells=marked) for row, marked in zip(rows, cells, strict=True)]
 
 
-def _with_differences(rows: Sequence[Row], columns: Sequence[str], against: str, table_path: Path) -> list[Row]:
-    """Mark the cells whose volumes differ from those of one row, case by case."""
+def _with_differences(rows: Sequence[Row], seeds: Sequence[int], against: str, table_path: Path) -> list[Row]:
+    """Mark the cells whose volumes differ from those of one row, case by case and over all the seeds."""
     if against not in (labels := [row.label for row in rows]):
         raise UserError(f"{table_path}: against: there is no row {against!r}; there are {', '.join(labels)}")
     theirs = _measures(rows[labels.index(against)])
@@ -333,7 +348,7 @@ def _with_differences(rows: Sequence[Row], columns: Sequence[str], against: str,
     for row in rows:
         ours = {} if row.is_real or row.label == against else _measures(row)
         cells = {
-            column: replace(cell, differs=_differs(metric(column), ours, theirs))
+            column: replace(cell, differs=_differs(metric(column), ours, theirs, seeds))
             if ours and cell.value is not None
             else cell
             for column, cell in row.cells.items()
@@ -345,24 +360,25 @@ def _with_differences(rows: Sequence[Row], columns: Sequence[str], against: str,
 def _measures(row: Row) -> dict[tuple[int, str], Mapping[str, float | None]]:
     """Return (seed, case id) -> the measures of a row's volumes."""
     return {
-        (seed, case_id): read_json(path)["measures"]
-        for seed, folder in row.scores.items()
-        for case_id in row.cases
-        if (path := folder / "per_case" / f"{case_id}.json").exists()
+        (seed, case_id): read_measures(folder, case_id) for seed, folder in row.scores.items() for case_id in row.cases
     }
 
 
-def _differs(spec: Metric, ours: Mapping, theirs: Mapping) -> bool:
-    """Tell whether the interval of the paired difference excludes 0; costs and other statistics are not judged."""
+def _differs(spec: Metric, ours: Mapping, theirs: Mapping, seeds: Sequence[int]) -> bool:
+    """Tell whether the interval of the paired difference excludes 0; costs and other statistics are not judged.
+
+    Nor is a row whose training is lacking for one of the seeds: over fewer an interval would say something else.
+    """
     if spec.statistic != "mean" or spec.name in COSTS:
         return False
-    pairs = [
-        (ours[seed, case].get(spec.name), theirs[seed, case].get(spec.name), case, seed)
-        for seed, case in ours
-        if (seed, case) in theirs
+    cases = dict.fromkeys(case for _, case in ours)
+    values = [
+        (*(side.get((seed, case), {}).get(spec.name) for side in (ours, theirs)), case, seed)
+        for seed in seeds
+        for case in cases
     ]
-    both = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
-    bounds = paired(*zip(*both, strict=True), SAMPLES).difference_interval if both else None
+    found = paired(*zip(*values, strict=True))
+    bounds = found and found.difference_interval
     return bounds is not None and not bounds[0] <= 0 <= bounds[1]
 
 
@@ -376,9 +392,9 @@ def _notes(rows: Sequence[Row], seeds: Sequence[int], against: str | None) -> tu
     if any(cell.low is not None for row in rows for cell in row.cells.values()):
         notes.append("intervals: 95 %, bootstrap over volumes")
     if any(cell.differs for row in rows for cell in row.cells.values()):
-        over = "over cases and over trainings" if len(seeds) > 1 else "over cases (of this one training)"
+        over = "cases and trainings" if len(seeds) > 1 else "cases, of this one training"
         notes.append(
-            f"*: differs from {against}: the 95 % interval of the paired difference, bootstrap {over}, excludes 0 "
+            f"*: differs from {against}: the 95 % t interval of the paired difference, over {over}, excludes 0 "
             "(each cell judged by itself)"
         )
     if any(row.n == 1 for row in rows):

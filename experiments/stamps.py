@@ -44,14 +44,14 @@ def check(folder: Path, stage: str, depends: dict[str, Any], redo: str) -> State
     try:
         then = read_json(stamp)["depends"]
     except (KeyError, TypeError):
-        raise UserError(f"{stamp}: not a stamp of ours; delete it to do {stage} again") from None
+        raise _no_stamp(stamp, stage) from None
     changes = differences(then, _plain(depends))
     if changes:
         shown = "".join(f"\n  {change}" for change in changes[:MAX_SHOWN])
         more = f"\n  and {len(changes) - MAX_SHOWN} more" if len(changes) > MAX_SHOWN else ""
         raise UserError(
             f"{folder}: {stage} was {'done' if stamp == done else 'begun'} with something else (then -> now):{shown}"
-            f"{more}\nrestore it, or repeat the command with --redo {redo} to discard that result and what follows"
+            f"{more}\nrestore it, or discard that result and what follows by `run` with --redo {redo}"
         )
     return "done" if stamp == done else "begun"
 
@@ -73,8 +73,11 @@ def fingerprint(folder: Path, stage: str) -> str | None:
     path = folder / f"{stage}.json"
     if not path.is_file():
         return None
-    stamp = read_json(path)
-    return digest([stamp["depends"], stamp["produced"]])
+    try:
+        stamp = read_json(path)
+        return digest([stamp["depends"], stamp["produced"]])
+    except (KeyError, TypeError):
+        raise _no_stamp(path, stage) from None
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -106,6 +109,10 @@ def code_digest(path: Path) -> str:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _documented(node):
             node.body = node.body[1:]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+
+
+def _no_stamp(path: Path, stage: str) -> UserError:
+    return UserError(f"{path}: not a stamp of ours; delete it to do {stage} again")
 
 
 def _documented(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

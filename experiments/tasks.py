@@ -33,7 +33,19 @@ STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo o
 GROUND_TRUTH = "ground_truth"
 EVALUATION_CODE = ("evaluation/**/*.py", "evaluation/**/*.yaml", *ANATOMY_CODE)
 PRINTING = tuple(
-    f"evaluation/{n}.py" for n in ("gather", "table", "render", "report", "listing", "montage", "__main__")
+    f"evaluation/{name}.py"
+    for name in (
+        "gather",
+        "table",
+        "render",
+        "report",
+        "listing",
+        "montage",
+        "compare",
+        "paired",
+        "records",
+        "__main__",
+    )
 )
 GENERATING = ("experiments/stages.py", "experiments/predict.py")
 TOOLS = tuple(f"trace_lightning/data/{name}.py" for name in ("caches", "doctor", "download", "footprint"))

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -33,11 +34,23 @@ def test_pairs_volumes_of_the_same_case(runs):
     assert found.volumes == 3
 
 
-def test_pools_pairs_of_runs(runs):
-    once = compare.compare([(runs / "sharp", runs / "blurred")], ["dice"])["dice"]
-    twice = compare.compare([(runs / "sharp", runs / "blurred")] * 2, ["dice"])["dice"]
-    assert (twice.volumes, twice.cases) == (6, 3)
-    assert twice.difference_interval == pytest.approx(once.difference_interval)
+def test_pairs_of_runs_are_trainings(runs):
+    one, other = (runs / "sharp", runs / "blurred"), (runs / "blurred", runs / "sharp")
+    alone = compare.compare([one], ["dice"])["dice"]
+    both = compare.compare([one, other], ["dice"])["dice"]
+    assert (both.volumes, both.cases, both.trainings) == (6, 3, 2)
+    assert both.difference == pytest.approx(0, abs=1e-12)
+    low, high = both.difference_interval
+    assert high - low > 4 * abs(alone.difference), "trainings that disagree are the larger doubt"
+
+
+def test_a_damaged_record_is_named(runs, tmp_path):
+    for text, message in (('{"measures": {"dice": NaN}}', "dice=nan is no finite number"), ("[]", "holds no measures")):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(runs / "sharp", tmp_path / "run")
+        (tmp_path / "run" / "scores" / "per_case" / "case_1.json").write_text(text)
+        with pytest.raises(UserError, match=rf"case_1\.json: .*{message}"):
+            compare.compare([(tmp_path / "run", runs / "blurred")], ["dice"])
 
 
 def test_a_run_against_itself(runs):
@@ -64,6 +77,10 @@ def test_shows_and_writes(runs, capsys):
 def test_refuses_what_cannot_be_paired(runs, toy_folders, tmp_path):
     with pytest.raises(UserError, match=r"other cases \(case_2\)"):
         compare.compare([(runs / "sharp", runs / "fewer")])
+    with pytest.raises(UserError, match=r"other cases \(case_2\)"):
+        compare.compare([(runs / "sharp", runs / "blurred"), (runs / "fewer", runs / "fewer")])
+    with pytest.raises(UserError, match="are named twice"):
+        compare.compare([(runs / "sharp", runs / "blurred")] * 2)
     with pytest.raises(UserError, match="score its volumes first"):
         compare.compare([(runs / "sharp", tmp_path)])
     with pytest.raises(UserError, match="'beauty' is no metric"):

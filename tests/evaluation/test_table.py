@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from toy_chest import write_cases, write_generated
 
+from evaluation.__main__ import main
 from evaluation.gather import gather
 from evaluation.metrics import metric, network_metrics
 from evaluation.render import console_of, latex, markdown, show
@@ -132,6 +133,7 @@ def test_what_differs_case_by_case_is_marked(project):
     path.write_text(path.read_text() + 'against: "Ours [all]"\n')
     runs = project / "runs" / "phantom"
     spread = [0.5, 0.9, 0.6, 0.8, 0.4, 0.7]
+    write_measures(runs / "pfm")
     write_measures(runs / "ours", dice=spread, temporal_flickering=spread, evaluations_per_slice=[24] * 6)
     # DAG's Dice is lower in each case by less than the cases differ; its flickering is as often above as below.
     lower, mixed = [x - 0.01 for x in spread], [x + d for x, d in zip(spread, [0.1, -0.1] * 3, strict=True)]
@@ -142,6 +144,78 @@ def test_what_differs_case_by_case_is_marked(project):
     assert "*: differs from Ours [all]" in "\n".join(table.notes)
     assert re.search(r"\| DAG .* 50.0\\\*", markdown(table))
     assert "50.0$^{*}$" in latex(table)
+
+
+def test_over_several_seeds_trainings_must_agree_and_all_be_there(project):
+    path = project / "experiments" / "tiny.yaml"
+    path.write_text(path.read_text() + 'against: "Ours [all]"\n')
+    runs = project / "runs" / "phantom"
+    spread = [0.5, 0.9, 0.6, 0.8, 0.4, 0.7]
+    for seed, (agreeing, disagreeing) in enumerate([(0.1, 0.1), (0.11, -0.05), (0.09, 0.2)]):
+        for name in ("ours", "dag", "pfm"):
+            write_summary(runs / name, seed, dice=0.6, skill_lung=0.6, hd95_mm=9.0)
+        write_measures(runs / "ours", seed, dice=spread, skill_lung=spread)
+        write_measures(
+            runs / "dag", seed, dice=[x + agreeing for x in spread], skill_lung=[x + disagreeing for x in spread]
+        )
+        write_measures(runs / "pfm", seed, dice=[x + agreeing for x in spread])
+
+    def marked():
+        return {
+            r.label: {name for name, cell in r.cells.items() if cell.differs}
+            for r in gathered(project, seeds=(0, 1, 2)).rows
+        }
+
+    assert (marked()["DAG"], marked()["PFM"]) == ({"dice"}, {"dice"})
+    assert "over cases and trainings" in "\n".join(gathered(project, seeds=(0, 1, 2)).notes)
+    shutil.rmtree(runs / "dag" / "seed1" / "scores")
+    assert (marked()["DAG"], marked()["PFM"]) == (set(), {"dice"}), (
+        "of two trainings nothing is said in a table of three"
+    )
+    (runs / "pfm" / "seed2" / "scores" / "per_case" / "case_3.json").unlink()
+    with pytest.raises(UserError, match=r"case_3\.json: no such file"):
+        marked()
+
+
+def test_the_command_refuses_seeds_of_which_nothing_is_scored(project, monkeypatch):
+    monkeypatch.chdir(project)
+    (project / "runs" / "phantom" / "tiny").mkdir()
+    (project / "runs" / "phantom" / "tiny" / "table.md").write_text("finished")
+    with pytest.raises(UserError, match=r"no row of experiments/tiny\.yaml is scored with seed 7"):
+        main(["table", "experiments/tiny.yaml", "--seeds", "7"])
+    assert (project / "runs" / "phantom" / "tiny" / "table.md").read_text() == "finished"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: tiny", "name: ../evil", "is a folder's name"),
+        ("name: tiny", "name: [tiny]", r"name=\['tiny'\] is no text"),
+        ("experiment: dag", "experiment: [dag]", "experiment is no text"),
+        ("skill_lung,", "5,", "column 5 is no metric"),
+    ],
+)
+def test_a_table_of_other_kinds_is_refused(project, old, new, message):
+    path = project / "experiments" / "tiny.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        gathered(project)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("cases", None, "cases is not as it was written"),
+        ("metrics", {"dice": {"value": "high"}}, "dice has no number"),
+        ("metrics", {"dice": 3}, "dice has no number"),
+    ],
+)
+def test_a_damaged_summary_is_named(project, key, value, message):
+    path = project / "runs" / "phantom" / "dag" / "seed0" / "scores" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=rf"dag/seed0/scores/summary\.json: .*{message}"):
+        gathered(project)
 
 
 def test_the_row_to_differ_from_is_one_of_the_table(project):
