@@ -17,6 +17,7 @@ from pathlib import Path
 
 from evaluation.metrics import metric
 from evaluation.paired import paired
+from evaluation.records import read_measures
 from experiments.bench import BenchRow, Plan, make_volumes, rows_of
 from experiments.pipeline import Request
 from experiments.stages import environment
@@ -181,7 +182,7 @@ def _natural(case: str) -> tuple:
 
 
 def _measures(run: Path, case: str) -> dict[str, float]:
-    measures = read_json(run / "scores" / "per_case" / f"{case}.json")["measures"]
+    measures = read_measures(run / "scores", case)
     return {name: measures[name] for name in MEASURES if measures.get(name) is not None}
 
 

@@ -351,15 +351,14 @@ def _progress(verb: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def _table(given: argparse.Namespace) -> None:
-    from evaluation.gather import gather
-    from evaluation.table import make_table
+    from evaluation.table import of_runs, publish
 
     seeds = given.seeds or [given.seed]
-    rows = gather(given.table, given.profile, seeds, given.runs_dir).rows
-    if not any(row.scores for row in rows if not row.is_real):
+    table = of_runs(given.table, given.profile, seeds, given.runs_dir)
+    if not any(row.scores for row in table.rows if not row.is_real):
         shown = ", ".join(map(str, seeds))
         raise UserError(f"{given.runs_dir / given.profile}: no row of {given.table} is scored with seed {shown}")
-    make_table(given.table, given.profile, seeds, given.runs_dir, given.width, montage=not given.no_montage)
+    publish(table, given.runs_dir, given.width, montage=not given.no_montage)
 
 
 def _compare(given: argparse.Namespace) -> None:

@@ -66,9 +66,8 @@ def paired(
     values = dict(zip(zip(cases, trainings, strict=True), zip(a, b, strict=True), strict=True))
     if len(values) < len(cases):
         raise ValueError("a case comes twice in one training")
-    lacking = {key for key, pair in values.items() if None in pair}
     columns = sorted(set(trainings))
-    rows = [case for case in sorted(set(cases)) if all((case, t) in values.keys() - lacking for t in columns)]
+    rows = [case for case in sorted(set(cases)) if all(None not in values.get((case, one), (None,)) for one in columns)]
     if not rows:
         return None
     both = np.array([[values[case, training] for training in columns] for case in rows], np.float64)
