@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,52 +90,61 @@ def test_a_holder_is_waited_for(lock):
     process.wait()
 
 
-def test_a_machine_that_died_blocks_for_a_while_only(lock, capsys):
+class Clock:
+    """A clock of which only sleeping takes time; stands for the module `time` in `locks`."""
+
+    strftime = staticmethod(time.strftime)
+
+    def __init__(self, on_sleep: Callable[[], None]):
+        self.slept_s, self.on_sleep = 0.0, on_sleep
+
+    def monotonic(self) -> float:
+        return self.slept_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s += seconds
+        self.on_sleep()
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock(on_sleep=lambda: None)
+    monkeypatch.setattr(locks, "time", clock)
+    return clock
+
+
+def test_a_machine_that_died_blocks_for_a_while_only(lock, clock, capsys):
     elsewhere(lock)
-    assert holder(lock).host == "node7"
-    began = time.monotonic()
     with hold([lock]):
-        assert time.monotonic() - began >= 0.4
+        assert locks.STALE_S <= clock.slept_s < locks.STALE_S + 2 * locks.POLL_S
     assert (
         "process 12 on node7 since 2026-01-02 03:04:05, Slurm job 8_1 has given no sign of life"
         in capsys.readouterr().out
     )
 
 
-def test_many_locks_of_a_machine_that_died_are_watched_together(tmp_path):
+def test_many_locks_of_a_machine_that_died_are_watched_together(tmp_path, clock):
     dead = [tmp_path / f"{index}.lock" for index in range(5)]
     for lock in dead:
         lock.write_text(json.dumps(ELSEWHERE))
-    began = time.monotonic()
     with hold(dead):
-        assert 0.4 <= time.monotonic() - began < 5 * 0.4
+        assert locks.STALE_S <= clock.slept_s < 2 * locks.STALE_S
 
 
-def test_a_machine_that_lives_is_believed(lock):
+def test_a_machine_that_lives_is_believed(lock, clock):
     elsewhere(lock)
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(0.05):
-            os.utime(lock)
-
-    beating = threading.Thread(target=beat)
-    beating.start()
-    try:
-        with pytest.raises(Held, match="node7"), hold([lock]):
-            pass
-    finally:
-        ended.set()
-        beating.join()
+    clock.on_sleep = lambda: os.utime(lock, ns=(0, int(1e9 * clock.slept_s)))
+    with pytest.raises(Held, match="node7"), hold([lock]):
+        pass
+    assert clock.slept_s < locks.STALE_S
 
 
-def test_a_job_that_is_queued_again_takes_up_its_own_lock_on_another_machine(lock, monkeypatch):
+def test_a_job_that_is_queued_again_takes_up_its_own_lock_on_another_machine(lock, clock, monkeypatch):
     elsewhere(lock)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
-    began = time.monotonic()
     with hold([lock]):
-        assert time.monotonic() - began < 0.4
+        assert clock.slept_s == 0
 
 
 def test_one_whose_lock_was_taken_ends(lock):

@@ -331,7 +331,7 @@ def test_a_killed_prepare_is_continued(fresh, experiment, quiet):
 
     process = context.Process(target=_prepare_then_die, args=(fresh, None))
     process.start()
-    while not any(path.name.startswith(".tmp-") for path in folder.iterdir()):
+    while process.is_alive() and not any(path.name.startswith(".tmp-") for path in folder.iterdir()):
         time.sleep(0.005)
     process.kill()
     process.join()
