@@ -359,6 +359,8 @@ def _table(given: argparse.Namespace) -> None:
         shown = ", ".join(map(str, seeds))
         raise UserError(f"{given.runs_dir / given.profile}: no row of {given.table} is scored with seed {shown}")
     publish(table, given.runs_dir, given.width, montage=not given.no_montage)
+    status = f"python -m experiments status {given.table} --profile {given.profile} --seeds {' '.join(map(str, seeds))}"
+    print(f"scores are taken as they are on disk; whether code or keys have changed since is told by\n  {status}")
 
 
 def _compare(given: argparse.Namespace) -> None:

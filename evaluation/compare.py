@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from evaluation.metrics import metric
+from evaluation.metrics import find_metric, metric
 from evaluation.paired import Paired, paired
 from evaluation.records import read_measures, read_summary
 from evaluation.render import console_of
@@ -56,7 +56,7 @@ def compare(runs: Sequence[tuple[Path, Path]], names: Sequence[str] = DEFAULT_ME
             if scores["protocol_digest"] != first["protocol_digest"]:
                 raise UserError(f"{run} and {runs[0][0]} were scored by different protocols; score them again alike")
     for name in names:
-        if metric(name) is None:
+        if find_metric(name) is None:
             raise UserError(f"{name!r} is no metric; see `metrics` of {runs[0][0]}/scores/{SUMMARY}")
     return {name: _paired(name, pairs) for name in names}
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from evaluation import ct_clip
 from evaluation.measure import Measured, Numbers, Resources, code_of
-from evaluation.metrics import metric
+from evaluation.metrics import find_metric
 from evaluation.pair import CaseFiles, Pair
 from evaluation.settings import Settings
 from evaluation.vbench.dimensions import Dimension
@@ -96,7 +96,7 @@ class OnFrames(WithWeights):
     def provides(self) -> tuple[str, ...]:
         """Return the names of its numbers."""
         names = (self.dimension.name, *self.dimension.companions)
-        return (*names, *(f"{name}_ratio" for name in names if metric(f"{name}_ratio")))
+        return (*names, *(f"{name}_ratio" for name in names if find_metric(f"{name}_ratio")))
 
     def needs(self) -> str | None:
         """Return the key of its weights, or None where it needs none."""

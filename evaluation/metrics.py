@@ -65,8 +65,20 @@ _COLUMNS = {
 }  # the paper's name -> what we measure
 
 
-def metric(name: str) -> Metric | None:
-    """Return the metric of a name (`dice`, `skill_lung`, `vram_infer_gb`), or None if there is none."""
+def metric(name: str) -> Metric:
+    """Return the metric of a name (`dice`, `skill_lung`, `vram_infer_gb`).
+
+    Raises:
+        KeyError: there is none.
+    """
+    found = find_metric(name)
+    if found is None:
+        raise KeyError(name)
+    return found
+
+
+def find_metric(name: str) -> Metric | None:
+    """Return the metric of a name, or None if there is none."""
     whole, per_group = _listed()
     name = _COLUMNS.get(name, name)
     if name in whole:

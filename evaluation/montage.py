@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.gather import Row
 from evaluation.inputs import volumes_in
+from evaluation.rows import Row
 from trace_lightning.anatomy import threshold
 from trace_lightning.anatomy.labels import LUNG
 from trace_lightning.artifacts import Volume, atomic_path, read_volume
@@ -39,9 +39,9 @@ def lung_centre(volume: Volume) -> tuple[float, float, float]:
     found = np.argwhere(threshold.segment(volume.hu, volume.grid.spacing_mm) == LUNG)
     if not len(found):
         return 0.5, 0.5, 0.5
-    z, y = np.median(found[:, 0]), np.median(found[:, 1])
-    x = np.quantile(found[:, 2], 0.25)
-    return tuple(float((i + 0.5) / n) for i, n in zip((z, y, x), volume.hu.shape, strict=True))
+    centre = np.median(found[:, 0]), np.median(found[:, 1]), np.quantile(found[:, 2], 0.25)
+    z, y, x = (np.array(centre) + 0.5) / volume.hu.shape
+    return float(z), float(y), float(x)
 
 
 def write_montage(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -54,12 +54,11 @@ def write_montage(rows: Sequence[Row], path: Path, title: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    with_volumes = [row for row in rows if row.volumes is not None]
-    case_id = with_volumes[0].cases[0]
-    shown = [("Real", volumes_in(with_volumes[0].reference)[case_id])]
-    for row in with_volumes:
-        if not row.is_real and case_id in row.cases:
-            shown.append((row.label, volumes_in(row.volumes)[case_id]))
+    first = next(row for row in rows if row.reference is not None)
+    case_id = first.cases[0]
+    made = [(row.label, row.volumes) for row in rows if not row.is_real and case_id in row.cases]
+    folders = [("Real", first.reference), *made]
+    shown = [(label, volumes_in(folder)[case_id]) for label, folder in folders if folder is not None]
 
     real = read_volume(shown[0][1])
     centre = lung_centre(real)

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.gather import Block, Cell, Row, Table
 from evaluation.metrics import Metric
+from evaluation.rows import Block, Cell, Row, Table
 from trace_lightning.artifacts import write_text
 
 if TYPE_CHECKING:

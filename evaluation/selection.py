@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evaluation import case, clip_score
 from evaluation.frames import OnFrames, PairedLpips, WithReport
 from evaluation.measure import Measure, Resources
-from evaluation.metrics import metric, metric_names
+from evaluation.metrics import find_metric, metric_names
 from evaluation.sets import distances_of
 from evaluation.settings import Settings
 from evaluation.vbench.dimensions import DIMENSIONS
@@ -68,7 +68,7 @@ def select(asked: Iterable[str] | None, settings: Settings, resources: Resources
     provided = {number: measure for measure in measures for number in measure.provides()}
     wanted, run = set(), set()
     for name in asked:
-        found = metric(name)
+        found = find_metric(name)
         if name in groups:
             wanted.update(number for measure in groups[name] for number in measure.provides())
             run.update(measure.name for measure in groups[name])

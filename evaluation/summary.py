@@ -12,7 +12,7 @@ import numpy as np
 from evaluation.features.store import FeatureStore
 from evaluation.fidelity import MEASURES
 from evaluation.measure import SetMeasure
-from evaluation.metrics import metric, network_metrics
+from evaluation.metrics import find_metric, metric, network_metrics
 from evaluation.selection import Selection
 from evaluation.settings import Settings
 from evaluation.uncertainty import interval
@@ -72,7 +72,7 @@ def _entries(
         for part, entry in record["parts"].items()
         if part in chosen
         for name in entry["names"]
-        if metric(name)
+        if find_metric(name)
     )
     entries = {name: summed_up(name, records, settings.bootstrap_samples) for name in names}
     for measure in chosen.values():

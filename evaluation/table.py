@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation import render
-from evaluation.gather import Table, gather
+from evaluation.gather import gather
 from evaluation.montage import write_montage
+from evaluation.rows import Table
 from trace_lightning.errors import UserError
 
 

@@ -17,9 +17,9 @@ def interval(values: Sequence[float], samples: int = 1000, seed: int = 0) -> tup
         samples: bootstrap samples; 0 for no interval.
         seed: of the resampling.
     """
-    values = np.asarray(values, np.float64)
-    if len(values) < 2 or not samples:
+    numbers = np.asarray(values, np.float64)
+    if len(numbers) < 2 or not samples:
         return None
-    picked = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
-    low, high = np.percentile(values[picked].mean(axis=1), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    picked = np.random.default_rng(seed).integers(len(numbers), size=(samples, len(numbers)))
+    low, high = np.percentile(numbers[picked].mean(axis=1), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)

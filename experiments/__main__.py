@@ -119,9 +119,10 @@ def _command(commands, name: str, do, target: str, text: str) -> argparse.Argume
     command.add_argument("target", metavar=target, help=of, **default)
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides, as train.max_steps=10")
     command.add_argument("--profile", default="phantom", help="data, size and device: experiments/profiles/ (phantom)")
-    command.add_argument("--seed", type=int, default=0, help="of training and sampling (0)")
+    seeds = command.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, help="of training and sampling (0)")
     if name in ("run", "status", "submit", "plot"):
-        command.add_argument("--seeds", type=_seed, nargs="+", metavar="K", help="several: mean and spread, or lines")
+        seeds.add_argument("--seeds", type=_seed, nargs="+", metavar="K", help="several: mean and spread, or lines")
     command.set_defaults(do=do)
     return command
 

@@ -167,8 +167,8 @@ def show(result: dict[str, Any], console: Console) -> None:
             grid.add_row(*line)
         console.print(grid)
         console.print()
-    for line in _below(result):
-        console.print(line, markup=False, soft_wrap=True, style="dim")
+    for sentence in _below(result):
+        console.print(sentence, markup=False, soft_wrap=True, style="dim")
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
@@ -186,8 +186,8 @@ def write(result: dict[str, Any], folder: Path) -> None:
 
 def write_pictures(plan: Plan, runs: Mapping[str, Path], real: Path, path: Path) -> None:
     """Draw one case of every row that made volumes of its own."""
-    from evaluation.gather import Row
     from evaluation.montage import write_montage
+    from evaluation.rows import Row
 
     cases = tuple(read_json(real / "scores" / "summary.json")["cases"])
     rows = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ FORMS = {  # key -> what its value looks like; of the others anything that is no
     **dict.fromkeys(("array_parallelism", "cpus_per_gpu", "cpus_per_task", "nodes"), (r"[1-9]\d*", WHOLE)),
     **dict.fromkeys(("ntasks_per_node", "num_gpus", "signal_delay_s"), (r"[1-9]\d*", WHOLE)),
     **dict.fromkeys(("gpus_per_node", "gpus_per_task"), (r"([A-Za-z][\w.-]*:)?[1-9]\d*", "a number, or TYPE:NUMBER")),
+    **dict.fromkeys(("mem", "mem_per_cpu", "mem_per_gpu"), (r"[1-9]\d*([KMGT]B?)?", "a size: 16G; without unit MB")),
     "time": (r"[1-9]\d*|(\d+-)?\d+:\d+(:\d+)?|\d+-\d+", MINUTES),
 }
 LISTS = ("setup", "teardown", "srun_args")  # a text is a list of one
@@ -132,6 +134,15 @@ def submit(made: SlurmExecutor, calls: Sequence[Callable[[], None]]) -> list[str
         return [job.job_id for job in made.submit_array(calls)]
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"sbatch refuses: {str(error).strip().splitlines()[-1]}") from None
+
+
+def pending(jobs: Sequence[str]) -> set[str]:
+    """Return those of some jobs that wait in the queue, by the names that `submit` gave them."""
+    if not jobs or shutil.which("squeue") is None:
+        return set()
+    command = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%i", f"--jobs={','.join(jobs)}"]
+    answered = subprocess.run(command, capture_output=True, text=True)  # fails where all of them ended long ago
+    return set(answered.stdout.split())
 
 
 def _known() -> list[str]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
-from experiments import failures
+from experiments import failures, slurm
 from experiments.locks import holder
 from experiments.pipeline import Request, Resolved, resolve
 from experiments.progress import report_of
 from experiments.stamps import check
 from experiments.tasks import STAGES, Task, depends
+from trace_lightning.artifacts import read_json
 from trace_lightning.errors import UserError
 
 WATCH_EVERY_S = 2.0
+ASK_EVERY_S = 30.0  # Slurm answers all users of a cluster
 ENDED = ("done", "failed", "blocked", "unavailable")
 
 
 def status(request: Request) -> str:
     """Return the state of each stage of each row, and what failed with the last lines of its log."""
-    return shown(resolve(request))
+    resolved = resolve(request)
+    return shown(resolved, states_of(resolved, in_queue(resolved)))
 
 
 def watch(request: Request) -> None:
@@ -27,22 +31,35 @@ def watch(request: Request) -> None:
     from rich.text import Text
 
     resolved = resolve(request)
-    text = shown(resolved)
-    with Live(Text(text), refresh_per_second=4) as live:
+    queued, asked = in_queue(resolved), time.monotonic()
+    with Live(Text(shown(resolved, states_of(resolved, queued))), refresh_per_second=4) as live:
         while True:
-            states = states_of(resolved)
+            if time.monotonic() >= asked + ASK_EVERY_S:
+                queued, asked = in_queue(resolved), time.monotonic()
+            states = states_of(resolved, queued)
             live.update(Text(shown(resolved, states)))
             if all(state.startswith(ENDED) for state in states.values()):
                 return
             time.sleep(WATCH_EVERY_S)
 
 
-def states_of(resolved: Resolved) -> dict:
-    """Return the state of each task by its key."""
+def in_queue(resolved: Resolved) -> set[tuple[str, str]]:
+    """Return name and folder of the tasks whose jobs wait in Slurm's queue."""
+    of_jobs: dict[str, list[list[str]]] = {}
+    for path in (resolved.folders.profile / "submissions").glob("*/jobs.json"):
+        tasks = read_json(path.with_name("submission.json"))["stages"]
+        for stage, jobs in read_json(path).items():
+            of_jobs |= zip(jobs, tasks[stage], strict=True)
+    return {(name, folder) for job in slurm.pending(list(of_jobs)) for name, folder in of_jobs[job]}
+
+
+def states_of(resolved: Resolved, queued: Collection[tuple[str, str]] = ()) -> dict:
+    """Return the state of each task by its key; `queued` names those that `in_queue` found."""
     states: dict = {}
     for task in resolved.tasks:
         needs = [states[need.key] for need in task.needs]
-        states[task.key] = _state(task, any(state.startswith(("failed", "blocked")) for state in needs))
+        failed = any(state.startswith(("failed", "blocked")) for state in needs)
+        states[task.key] = _state(task, failed, (task.name, str(task.folder)) in queued)
     return states
 
 
@@ -67,7 +84,7 @@ def _failures(resolved: Resolved) -> list[str]:
     return lines
 
 
-def _state(task: Task, need_failed: bool) -> str:
+def _state(task: Task, need_failed: bool, queued: bool) -> str:
     if (task.folder / "unavailable.json").is_file():
         return "unavailable"
     try:
@@ -84,6 +101,8 @@ def _state(task: Task, need_failed: bool) -> str:
         return f"failed{how_far}"
     if need_failed:
         return "blocked"
+    if queued:
+        return f"queued{how_far}"
     if state == "begun":
         return f"stopped{how_far}"
     return "waiting" if holder(task.claim) else "-"

@@ -24,6 +24,7 @@ POINT = "${args_no_hyphens}"
 MACROS = ("${env}", "${interpreter}", POINT)
 SCORE = "score/"  # prefix of what `evaluate` logs; the rest is a metric's name
 LOSS = "val/loss"
+METHODS = ("grid", "random", "bayes")
 RANGES = ("min", "max")
 
 
@@ -73,6 +74,8 @@ def read_sweep(path: Path) -> Sweep:
     for part in ("method", "metric", "parameters", "command"):
         if not data.get(part):
             raise UserError(f"{shown(path)}: {part} is missing")
+    if data["method"] not in METHODS:
+        raise UserError(f"{shown(path)}: method={data['method']}: W&B has {', '.join(METHODS)}")
     metric = data["metric"]
     if not isinstance(metric, dict) or metric.get("goal") not in ("minimize", "maximize"):
         raise UserError(f"{shown(path)}: metric is {{name: ..., goal: minimize or maximize}}; got {metric}")
@@ -132,9 +135,9 @@ def _result(metric: str, resolved: pipeline.Resolved) -> float | None:
 
 
 def _need_metric(path: Path, name: Any) -> None:
-    from evaluation.metrics import metric
+    from evaluation.metrics import find_metric
 
-    known = name == LOSS or (str(name).startswith(SCORE) and metric(str(name).removeprefix(SCORE)) is not None)
+    known = name == LOSS or (str(name).startswith(SCORE) and find_metric(str(name).removeprefix(SCORE)) is not None)
     if not known:
         raise UserError(
             f"{shown(path)}: metric.name={name}: expected {LOSS}, or {SCORE} and a name that "

@@ -14,7 +14,7 @@ import pytest
 from local_slurm import REQUEUE_DELAY_S
 from project import Project, until, write_tree
 
-from evaluation.gather import COSTS
+from evaluation.rows import COSTS
 from trace_lightning.artifacts import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +110,8 @@ def same(project: Project, reference: Project) -> None:
 def test_an_array_of_two_seeds_ends_in_the_table_whatever_happens_to_its_jobs(project, reference, cluster):
     # Slurm looks every 30 s, so that a row is warned after 50 to 80 s: it takes more, and a volume or score 20
     submitted(project, "slurm.row.time=3", "slurm.row.signal_delay_s=100")
+    shown = project.run("status", project.table(*TABLE), *SEEDS).stdout
+    assert re.search(r"full \(seed 1\) .* queued +queued\n", shown), shown
 
     until(lambda: project.has_reached("train", 2), seconds=300)
     warned = cluster.running("-train")[0]

@@ -5,7 +5,7 @@ import pytest
 from evaluation import weights
 from evaluation.__main__ import main
 from evaluation.measure import Resources
-from evaluation.metrics import all_metrics, metric
+from evaluation.metrics import all_metrics, find_metric
 from evaluation.selection import all_measures
 from evaluation.settings import Settings
 from evaluation.weights import WEIGHTS, File, Weights
@@ -33,7 +33,7 @@ def test_every_metric_says_what_it_is():
 def test_every_number_of_a_measure_is_a_metric():
     for measure in all_measures(Settings(), Resources()):
         for name in measure.provides():
-            assert metric(name) is not None, name
+            assert find_metric(name) is not None, name
 
 
 def test_metrics_are_listed_with_their_weights(tmp_path, capsys):

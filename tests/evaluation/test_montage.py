@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from toy_chest import canonical_grid, chest, write_cases, write_generated
 
-from evaluation.gather import Row
 from evaluation.montage import lung_centre, planes, write_montage
+from evaluation.rows import Row
 from trace_lightning.artifacts import Volume
 
 

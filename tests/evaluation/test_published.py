@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from evaluation.case import Cost
-from evaluation.gather import read_yaml
-from evaluation.metrics import metric
+from evaluation.metrics import find_metric
 from evaluation.settings import Settings
+from evaluation.table_file import read_yaml
 
 PUBLISHED = read_yaml(Path(__file__).parents[2] / "experiments" / "published.yaml")
 
@@ -22,7 +22,7 @@ def numbers(table, label):
 def test_rows_fit_their_columns(table):
     assert PUBLISHED[table]["source"]
     for column in PUBLISHED[table]["columns"]:
-        assert metric(column) is not None, column
+        assert find_metric(column) is not None, column
     for label in PUBLISHED[table]["rows"]:
         numbers(table, label)
 

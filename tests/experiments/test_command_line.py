@@ -63,6 +63,7 @@ def test_help_shows_examples_and_the_files_they_name():
         (("run", "table1", "sample.sampler=overlap"), "pfm: sample.sampler=overlap needs"),
         (("run", "ours", "data.root=/nowhere"), "data.root=/nowhere: no such folder"),
         (("run", "ours", "--jobs", "0"), "run.jobs"),
+        (("run", "table1", "--seed", "1", "--seeds", "0", "1"), "--seeds: not allowed with argument --seed"),
         (("status", "ours", "method=magic"), "method is given by another file"),
     ],
 )

@@ -196,7 +196,7 @@ def test_profiles_that_are_not_the_paper_s_say_so_under_the_table():
 
 
 def test_every_table_is_readable_by_the_evaluation(tmp_path: Path):
-    from evaluation.table import gather
+    from evaluation.gather import gather
 
     for name in TABLES:
         table = gather(FOLDER / f"{name}.yaml", "nowhere", runs_dir=tmp_path)

@@ -12,7 +12,7 @@ from project import Project, until
 
 pytest.importorskip("submitit", reason="the extra `cluster` is not installed")
 
-from experiments import job, pipeline, slurm, submit
+from experiments import job, pipeline, slurm, status, submit
 from experiments.pipeline import Request
 from trace_lightning.artifacts import read_json, write_json
 from trace_lightning.errors import UserError
@@ -68,6 +68,7 @@ def test_keys_of_slurm():
         ("slurm.partition=", "takes something"),
         *((f"slurm.{key}=0", "a whole number above 0") for key in ("nodes", "cpus_per_task", "signal_delay_s")),
         ("slurm.gpus_per_node=two", "TYPE:NUMBER"),
+        *((f"slurm.mem={size}", "a size: 16G") for size in ("much", "0", "-1G", "16GiB")),
         *((f"slurm.time={time}", "hours:minutes") for time in ("abc", "-5", "0", "1:")),
     ],
 )
@@ -95,6 +96,30 @@ def test_print_shows_what_would_be_submitted_and_submits_nothing(project: Projec
     )
     assert "--dependency=afterany:prepare:reference:train:row\n" in scripts["table"]
     assert not (project.root / "runs").exists()
+
+
+def test_status_tells_what_waits_in_the_queue(project: Project, tmp_path, monkeypatch):
+    asked = request(project, 0)
+    resolved = pipeline.resolve(asked)
+    submission = {"prepare": ["7"], "train": ["8_0", "8_1"], "row": ["9_0", "9_1", "9_2"]}
+    jobs = submit.jobs_of(resolved, resolved.tasks)
+    names = {stage: [[[task.name, str(task.folder)] for task in one] for one in jobs[stage]] for stage in submission}
+    folder = resolved.folders.profile / "submissions" / "one"
+    write_json(folder / "submission.json", {"stages": names})
+    write_json(folder / "jobs.json", submission)
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nprintf "8_1\\n9_0\\n"\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    lines = {line.split()[0]: line.split()[1:] for line in status.status(asked).splitlines()}
+    assert "--jobs=7,8_0,8_1,9_0,9_1,9_2" in (tmp_path / "asked").read_text()
+    trained = {row for row in jobs["train"][1][0].rows}
+    assert lines["full"] == ["-", "queued" if "full" in trained else "-", "queued", "queued"]
+    for row in ("independent", "blind"):
+        assert lines[row] == ["-", "queued" if row in trained else "-", "-", "-"]
+    squeue.write_text("#!/bin/sh\nexit 1\n")  # as it does where all of the jobs ended long ago
+    assert "queued" not in status.status(asked)
 
 
 def test_slurm_is_asked_for_by_name(project: Project):

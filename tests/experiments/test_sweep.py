@@ -67,6 +67,7 @@ def test_there_are_sweeps_of_what_users_ask_for():
         ("maximize", "maximise", r"goal: minimize or maximize"),
         ('"${args_no_hyphens}"', '"${args}"', r"command is of the form"),
         ("method: grid", "", r"method is missing"),
+        ("method: grid", "method: gird", r"method=gird: W&B has grid, random, bayes"),
     ],
 )
 def test_a_mistake_is_found_with_the_file_and_the_key(tmp_path, old, new, message):
