@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from trace_lightning.anatomy.grid import Grid
+from trace_lightning.anatomy.state import scale_missed
 from trace_lightning.artifacts import Volume, case_id_of, digest, file_digest, read_volume
 from trace_lightning.errors import UserError
 
@@ -97,9 +98,14 @@ def read_any(path: Path, frames: Frames | None = None) -> Volume:
         frames: spacing and window of frames.
 
     Raises:
-        UserError: not readable, or frames without their spacing and window.
+        UserError: not readable, frames without their spacing and window, or evidently values other than HU.
     """
-    return _read_frames(path, frames) if path.is_dir() else read_volume(path)
+    if path.is_dir():
+        return _read_frames(path, frames)
+    volume = read_volume(path)
+    if rescale := scale_missed(volume.hu):
+        raise UserError(f"{path}: its values are no HU, {rescale} would be: raw values, or an intercept applied twice")
+    return volume
 
 
 def input_digest(path: Path) -> str:

@@ -28,7 +28,7 @@ from evaluation.selection import Selection, select
 from evaluation.settings import Settings
 from evaluation.summary import summarise, write_csv, write_labels_csv
 from evaluation.workers import each
-from trace_lightning.anatomy import grid, labels, threshold
+from trace_lightning.anatomy import grid, labels, state, threshold
 from trace_lightning.artifacts import (
     atomic_path,
     digest,
@@ -308,7 +308,7 @@ def _prompt(case_id: str, given: Mapping[str, str], generated: Path, real: Path)
 
 @cache
 def _code() -> list[str]:
-    modules = (inputs, pair, references_module, grid, labels, threshold)
+    modules = (inputs, pair, references_module, grid, labels, state, threshold)
     return [file_digest(Path(module.__file__)) for module in modules]
 
 

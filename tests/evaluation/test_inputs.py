@@ -53,6 +53,22 @@ def test_frames_against_a_volume_elsewhere_are_centred_on_it(tmp_path):
     assert found["border_difference_ratio"]["value"] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("offset", [1024, -1024])
+@pytest.mark.parametrize("side", ["made", "real"])
+def test_values_that_are_evidently_no_hu_are_refused(tmp_path, capsys, side, offset):
+    for index in range(2):
+        volume, _ = chest(index)
+        for folder in ("made", "real"):
+            hu = volume.hu + offset if (folder, index) == (side, 0) else volume.hu
+            write_volume(tmp_path / folder / f"case_{index}.nii.gz", Volume(hu, volume.grid))
+    folders = [str(tmp_path / name) for name in ("made", "real")]
+    assert main(["score", *folders, "--out", str(tmp_path / "o"), "--metrics", "dice"]) == 1
+    found = read_json(tmp_path / "o" / "summary.json")
+    assert found["cases"] == ["case_1"] and list(found["failed"]) == ["case_0"]
+    said = f"{side}/case_0.nii.gz: its values are no HU, 1 x stored {-offset:+d} would be"
+    assert said in found["failed"]["case_0"]
+
+
 def test_what_is_no_grey_frame(tmp_path):
     folder = tmp_path / "case"
     folder.mkdir()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trace_lightning.anatomy.grid import Grid
-from trace_lightning.data.state import Decision, Rescale, Version, refused
+from trace_lightning.anatomy.state import Decision, Rescale, Version, refused
 
 COLUMNS = (  # of the table
     "RescaleSlope",

@@ -11,8 +11,8 @@ import numpy as np
 
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.anatomy.labels import BONE, LUNG
+from trace_lightning.anatomy.state import AERATED_HU, Decision, refused
 from trace_lightning.anatomy.threshold import segment
-from trace_lightning.data.state import AERATED_HU, Decision, refused
 
 COARSE_MM = 3.5
 # Of tissue and lung: 0.16 and more in chests, cut ones too; 0.02 in an abdomen with the lungs' bases.

@@ -19,12 +19,12 @@ import numpy as np
 
 from trace_lightning import artifacts
 from trace_lightning.anatomy.grid import Grid
+from trace_lightning.anatomy.state import REFUSALS, Version
 from trace_lightning.artifacts import Volume, case_id_of
 from trace_lightning.config import DataConfig
 from trace_lightning.data import acquisition, reports
 from trace_lightning.data.acquisition import Acquisition
 from trace_lightning.data.examine import examine
-from trace_lightning.data.state import REFUSALS, Version
 from trace_lightning.errors import NotEnoughPatients, UserError
 
 SplitName = Literal["train", "valid"]

@@ -16,10 +16,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from trace_lightning.anatomy.state import REFUSALS
 from trace_lightning.artifacts import case_id_of, digest, write_text
 from trace_lightning.data.ct_rate import Index, Scan, Wanted, read_index, volume_path
 from trace_lightning.data.examine import examine
-from trace_lightning.data.state import REFUSALS
 from trace_lightning.errors import UserError
 from trace_lightning.protocol import Progress
 

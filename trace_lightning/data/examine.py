@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from trace_lightning.anatomy.state import Decision, Version, decide, refused
 from trace_lightning.artifacts import Volume, read_stored
 from trace_lightning.data.acquisition import Acquisition, check_geometry
 from trace_lightning.data.content import check_content
-from trace_lightning.data.state import Decision, Version, decide, refused
 
 FILL_HU = -1024.0  # in place of NaN, where that is to be mended
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from trace_lightning.anatomy.grid import Grid
+from trace_lightning.anatomy.state import Rescale
 from trace_lightning.data.acquisition import Acquisition, check_geometry
-from trace_lightning.data.state import Rescale
 
 ROW = {
     "RescaleSlope": "1",

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trace_lightning.anatomy.grid import Grid
+from trace_lightning.anatomy.state import REFUSALS, RESOLUTION_HU, Rescale
 from trace_lightning.artifacts import Volume
 from trace_lightning.config import PhantomConfig
 from trace_lightning.data.acquisition import Acquisition
 from trace_lightning.data.ct_rate import read_index, read_scan
 from trace_lightning.data.examine import examine
 from trace_lightning.data.phantom.scan import Scan
-from trace_lightning.data.state import REFUSALS, RESOLUTION_HU, Rescale
 from trace_lightning.errors import UserError
 
 EXAMPLES = int(os.environ.get("TRACE_EXAMPLES", "20"))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from trace_lightning.__main__ import main
+from trace_lightning.anatomy.state import REFUSALS
 from trace_lightning.config import PhantomConfig
 from trace_lightning.data import doctor
 from trace_lightning.data.ct_rate import volume_path
 from trace_lightning.data.phantom.tree import write_tree
-from trace_lightning.data.state import REFUSALS
 from trace_lightning.errors import UserError
 
 PATIENTS = 24

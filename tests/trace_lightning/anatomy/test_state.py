@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trace_lightning.anatomy.state import IDENTITY, RESOLUTION_HU, Rescale, decide, histogram_of, scale_missed
 from trace_lightning.config import PhantomConfig
 from trace_lightning.data.phantom.scan import Scan
-from trace_lightning.data.state import IDENTITY, RESOLUTION_HU, Rescale, decide, histogram_of
 
 AT_1024, AT_8192 = Rescale(1.0, -1024.0), Rescale(1.0, -8192.0)
 SOFT_HU = 45.0
@@ -173,3 +173,18 @@ def test_how_finely_the_scale_is_known(number, inside, percent):
     assert max(map(abs, offsets)) <= RESOLUTION_HU
     assert 1 in slopes
     assert max(abs(slope - 1) * 100 for slope in slopes) <= percent
+
+
+@pytest.mark.parametrize("intercept", [1024, 8192, -1024, -8192])
+def test_a_scale_that_was_missed_is_told_by_content_alone(intercept):
+    assert scale_missed(phantom(1) + intercept) == Rescale(1.0, -intercept)
+    assert scale_missed((phantom(1) + intercept).astype(np.float32) + 0.25) == Rescale(1.0, -intercept)
+
+
+@pytest.mark.parametrize("what", ["hu", "offset", "noise", "constant", "shares"])
+def test_no_scale_is_named_without_evidence(what):
+    hu = phantom(1)
+    noise = np.random.default_rng(0).normal(1000, 300, hu.shape)
+    shares = (hu + 1000) / 2000
+    values = {"hu": hu, "offset": hu + 300, "noise": noise, "constant": np.zeros_like(hu), "shares": shares}[what]
+    assert scale_missed(values) is None

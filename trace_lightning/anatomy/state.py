@@ -158,6 +158,21 @@ def decide(array: np.ndarray, version: Version, listed: Rescale | None, repair: 
     return found
 
 
+def scale_missed(array: np.ndarray) -> Rescale | None:
+    """Return what would make HU of values that are evidently none, by their content alone; None where nothing would.
+
+    None is no proof of HU: nothing may explain the values, or the picture may show no chest.
+
+    Args:
+        array: values taken for HU, any shape, whole or floating.
+    """
+    histogram = histogram_of(array)
+    if isinstance(histogram, Decision) or evidence(histogram, IDENTITY).holds:
+        return None
+    known = [Rescale(1.0, sign * intercept) for sign in (1, -1) for intercept in KNOWN_INTERCEPTS]
+    return next((rescale for rescale in known if evidence(histogram, rescale).holds), None)
+
+
 def histogram_of(array: np.ndarray) -> Histogram | Decision:
     """Count the values of a volume and take constant padding off, or refuse a volume that holds no picture."""
     finite = np.isfinite(array)
