@@ -48,7 +48,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         sys.exit(_report(str(error)))
     except OSError as error:
-        sys.exit(_report(f"{error.filename or 'file system'}: {error.strerror or error}"))
+        sys.exit(_report(f"{error.filename2 or error.filename or 'file system'}: {error.strerror or error}"))
     except KeyboardInterrupt:
         sys.exit(_report("stopped; repeat the command to continue", code=130))
     except Stopped as stop:
