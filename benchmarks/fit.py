@@ -24,7 +24,7 @@ from trace_lightning.data.datamodule import CTRateDataModule
 from trace_lightning.data.text import text_dim
 from trace_lightning.device import pick_device
 from trace_lightning.engine import flops, matmul_flops_per_second
-from trace_lightning.errors import run_command
+from trace_lightning.errors import UserError, run_command
 from trace_lightning.fitting import fit
 from trace_lightning.module import TraceModule
 from trace_lightning.random_inputs import random_inputs
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     options, others = parser.parse_known_args(arguments)
     options.overrides += others
+    if options.steps < 2:
+        raise UserError(f"--steps {options.steps}: two or more; the first do not count")
     experiment = load(options.experiment, options.profile, options.overrides).experiment
     found = measure(experiment, options.steps)
     for name, value in found.items():

@@ -15,14 +15,15 @@ device=$($python -c 'import torch; print((torch.cuda.get_device_name() if torch.
 mkdir -p "$out"
 
 if [ "$size" = small ]; then
-  speed=(--profile smoke --volumes 1 --slices 8 --repeats 1 train.max_steps=2 sample.num_inference_steps=2)
-  fast=(sample.precision=bfloat16 sample.channels_last=true)
+  eager=(--profile smoke --volumes 2 --slices 8 --repeats 1 train.max_steps=2 sample.num_inference_steps=2)
+  fast=("${eager[@]}" sample.precision=bfloat16 sample.channels_last=true)
   fit=(--profile smoke --steps 9 train.channels_last=true)
   train=(--profile smoke --repeats 1 train.max_steps=4 sample.num_inference_steps=2)
-  memory=(--size 32 --slices 16 --profile smoke)
+  memory=(--size 32 --slices 16 --profile smoke --limit-gb 6)
 else
-  speed=(--profile gpu_256 --volumes 1 --repeats 3)
-  fast=(sample.precision=bfloat16 sample.channels_last=true sample.compile=reduce-overhead)
+  eager=(--profile gpu_256 --volumes 4 --slices 40 --repeats 1)  # in float32 ten times as slow
+  fast=(--profile gpu_256 --volumes 4 --repeats 3 sample.precision=bfloat16 sample.channels_last=true
+        sample.compile=reduce-overhead)
   fit=(--profile gpu_256 --steps 90 train.channels_last=true train.compile=default)
   train=(--profile gpu_128 --repeats 3)
   memory=(--size 256 --slices 300 --profile gpu_256 --limit-gb 6)
@@ -30,20 +31,17 @@ fi
 
 step() { echo; echo "== $(date +%H:%M:%S) $1"; }
 step "samplers at the paper's size, float32, eager"
-$python -m experiments bench ours --speed-only "${speed[@]}" --out "$work/eager" "${here[@]}"
+$python -m experiments bench ours --speed-only "${eager[@]}" --out "$work/eager" "${here[@]}"
+cp "$work/eager/bench.json" "$out/$device.bench_float32.json"
 step "samplers at the paper's size, 16 bits, compiled"
-$python -m experiments bench ours --speed-only "${speed[@]}" "${fast[@]}" --out "$work/fast" "${here[@]}"
+$python -m experiments bench ours --speed-only "${fast[@]}" --out "$work/fast" "${here[@]}"
+cp "$work/fast/bench.json" "$out/$device.bench_16bit_compiled.json"
 step "memory of brickwork under a cap"
-$python -m benchmarks.sampling_memory "${memory[@]}" --out "$work/memory.json" "${here[@]}"
+$python -m benchmarks.sampling_memory "${memory[@]}" --out "$out/$device.memory.json" "${here[@]}"
 step "training steps a second"
-$python -m benchmarks.fit ours "${fit[@]}" --out "$work/fit.json" "${here[@]}"
+$python -m benchmarks.fit ours "${fit[@]}" --out "$out/$device.fit.json" "${here[@]}"
 step "a model trained at 128 x 128, its samplers timed and scored"
 $python -m experiments bench ours "${train[@]}" --out "$work/trained" "${here[@]}"
-
-cp "$work/eager/bench.json" "$out/$device.bench_float32.json"
-cp "$work/fast/bench.json" "$out/$device.bench_16bit_compiled.json"
-cp "$work/memory.json" "$out/$device.memory.json"
-cp "$work/fit.json" "$out/$device.fit.json"
 cp "$work/trained/bench.json" "$out/$device.bench_trained.json"
 cp "$work/trained/bench.md" "$out/$device.bench_trained.md"
 step "written to $out"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from evaluation import along_z, fidelity
-from evaluation.measure import Measured, Numbers
+from evaluation.measure import Measured, Numbers, Reasons
 from evaluation.pair import CaseFiles, Pair, ceiling_hu
 from evaluation.settings import Settings
 from evaluation.skill import skill, stretched
@@ -64,7 +64,8 @@ class Fidelity(WithoutWeights):
             "groups": fidelity.summed_up([found[group] for group in groups], penalty),
             "classes": fidelity.summed_up(by_class.values(), penalty),
         }
-        numbers, reasons = {}, {}
+        numbers: Numbers = {}
+        reasons: Reasons = {}
         for name in fidelity.MEASURES:
             numbers |= {name: means[self.settings.average][name], f"{name}_classes": means["classes"][name]}
             for group in (*groups, "foreground"):
@@ -170,7 +171,8 @@ class AlongZ(WithoutWeights):
             along_z.body_means_hu(pair.own_real, pair.own_real_body, window),
             spacing_mm[0],
         )
-        numbers, reasons = {}, {}
+        numbers: Numbers = {}
+        reasons: Reasons = {}
         for name, value in made.items():
             numbers |= {name: value, f"{name}_real": real[name]}
             reasons[name] = _why_none(name)

@@ -114,8 +114,9 @@ def covariance_factor(covariance: np.ndarray) -> np.ndarray:
 
 def _mean_and_factor(given: np.ndarray | Moments, ddof: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean (d,) and a factor (k, d) of the covariance, k <= d."""
-    moments = given
-    if not isinstance(given, Moments):
+    if isinstance(given, Moments):
+        moments = given
+    else:
         _check(given)
         if len(given) <= given.shape[1]:
             features = given.astype(np.float64)

@@ -126,11 +126,11 @@ def memorisation(
     if both := sorted(training.keys() & heldout.keys()):
         raise ValueError(f"trained on and held out at once: {', '.join(both)}")
     slices, volumes = _Bank(training), _Bank(_means(training))
-    by_slice = [slices.of(side) for side in (generated, heldout)]
-    by_volume = [volumes.of(_means(side)) for side in (generated, heldout)]
+    made_slices, real_slices = (slices.of(side) for side in (generated, heldout))
+    made_volumes, real_volumes = (volumes.of(_means(side)) for side in (generated, heldout))
     n_slices = sum(map(len, training.values()))
-    of_slices = _level(*by_slice, n_slices, samples, seed)
-    of_heldout = np.array([found.distance[0] for found in by_volume[1].values()])
+    of_slices = _level(made_slices, real_slices, n_slices, samples, seed)
+    of_heldout = np.array([found.distance[0] for found in real_volumes.values()])
 
     def neighbour(of_volume: Nearest, found: Nearest) -> Neighbour:
         distance, least = float(of_volume.distance[0]), int(found.distance.argmin())
@@ -146,8 +146,8 @@ def memorisation(
 
     return Memorisation(
         of_slices,
-        _level(*by_volume, len(training), samples, seed),
-        {case: neighbour(by_volume[0][case], found) for case, found in by_slice[0].items()},
+        _level(made_volumes, real_volumes, len(training), samples, seed),
+        {case: neighbour(made_volumes[case], found) for case, found in made_slices.items()},
     )
 
 

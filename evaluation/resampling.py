@@ -98,9 +98,9 @@ def _leading_components(a: np.ndarray | Moments, b: np.ndarray | Moments) -> tup
         values, vectors = np.linalg.eigh(both @ both.T)
         kept = values > len(both) * np.finfo(np.float64).eps * max(values[-1], 0.0)
         return centre, (both.T @ (vectors[:, kept] / np.sqrt(values[kept])))[:, -RANK:]
-    a, b = (side if isinstance(side, Moments) else Moments.of_array(side) for side in (a, b))
-    both = a + b
-    return both.mean, np.linalg.eigh(both.scatter)[1][:, -RANK:]
+    first, second = (side if isinstance(side, Moments) else Moments.of_array(side) for side in (a, b))
+    moments = first + second
+    return moments.mean, np.linalg.eigh(moments.scatter)[1][:, -RANK:]
 
 
 def _root_trace(a: np.ndarray, b: np.ndarray) -> float:

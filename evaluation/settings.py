@@ -166,7 +166,8 @@ def read_protocol(name: str, **changes: Any) -> Settings:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    layers, names = [], []
+    layers: list[dict] = []
+    names: list[Path] = []
     while name is not None:
         path = PROTOCOLS / f"{name}.yaml" if name in protocol_names() else Path(name)
         if path in names:

@@ -73,7 +73,8 @@ def _receive(work: Callable[[Item, Any], Result], shared: Any, threads: int) -> 
 
 def _end_with_parent() -> None:
     """A worker of a parent that was killed would wait for work for ever."""
-    connection.wait([multiprocessing.parent_process().sentinel])
+    if parent := multiprocessing.parent_process():
+        connection.wait([parent.sentinel])
     os._exit(1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +285,8 @@ def bench(
         else [{name: made.folders.run(one.experiment.name) for name, one in rows.items()} for made, rows in done]
     )
     real = [] if speed_only else [made.folders.ground_truth for made, _ in done]
-    result = bench_report.collect(plan, timings, refused, scored, real, base.experiment, request.seeds)
+    samples = {name: asdict(one.experiment.sample) for name, one in rows.items()}
+    result = bench_report.collect(plan, timings, refused, scored, real, base, samples, request.seeds)
     bench_report.write(result, folder)
     if not speed_only:
         bench_report.write_pictures(plan, scored[0], real[0], folder / "montage.png")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.bench import Plan, Timing
+    from experiments.load import Loaded
 
 QUALITY = (
     "dice",
@@ -43,7 +44,8 @@ def collect(
     refused: Mapping[str, str],
     scored: Sequence[Mapping[str, Path]],
     real: Sequence[Path],
-    experiment: Any,
+    base: Loaded,
+    samples: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
     """Return everything, JSON-ready.
@@ -54,7 +56,8 @@ def collect(
         refused: row -> why it did not.
         scored: for each seed, row -> folder of its run.
         real: for each seed, folder of the real volumes' run.
-        experiment: whose weights were used.
+        base: the experiment whose weights were used.
+        samples: row -> the keys of sampling that it ran with.
         seeds: of the trainings.
     """
     names, truth = [*QUALITY, *plan.quality["nearer"]], _means(real)
@@ -66,6 +69,7 @@ def collect(
             continue
         timing, folders = timings[row.name], [of_seed[row.volumes] for of_seed in scored]
         entry |= {
+            "sample": samples[row.name],
             "evaluations_per_slice": timing.evaluations_per_slice,
             "network_calls": timing.network_calls,
             "slices_per_second": timing.median,
@@ -80,10 +84,11 @@ def collect(
         }
         rows.append(entry)
     return {
-        "experiment": experiment.name,
-        "profile": experiment.profile,
+        "experiment": base.experiment.name,
+        "profile": base.experiment.profile,
+        "overrides": list(base.overrides),
         "seeds": list(seeds),
-        "threads": experiment.run.threads,
+        "threads": base.experiment.run.threads,
         "rows": rows,
         "real": {name: truth[name] for name in names if name in truth},
         "checks": [*_speed_checks(plan, timings), *_quality_checks(plan, scored, truth, refused)],
@@ -239,6 +244,8 @@ def _below(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         if row.get("timed"):
             lines.append(f"{row['label']}: timed on {row['timed']}")
+    if result["overrides"]:
+        lines.append(f"given for all rows, in place of what their names say: {', '.join(result['overrides'])}")
     for check in result["checks"]:
         extent = f" ({check['interval'][0]:.4f} to {check['interval'][1]:.4f})" if "interval" in check else ""
         found = f"found {check['found']:.4g}{extent}, wanted {check['wanted']:.4g}"

@@ -144,14 +144,12 @@ def _take(lock: Path, patience_s: float, beat: int | None, watched_since: float)
         lives = named is None or named.shares_flock_with(here)
         if not lives:  # on another machine
             now, latest = time.monotonic(), os.fstat(file.fileno()).st_mtime_ns
-            lives, beat = beat is not None and latest != beat, latest
+            lives, beat = latest != beat, latest
             if lives:
                 watched_since = now
             elif now - watched_since >= STALE_S:
                 print(f"{lock}: {named} has given no sign of life for {STALE_S:.0f} s; its lock is taken", flush=True)
-                if free:
-                    return _name(file, here)
-                lock.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)  # never taken over as it is: by its absence the other one learns of it
         file.close()
         who = named or "another process"
         if lives and time.monotonic() - began >= max(patience_s, GRACE_S):

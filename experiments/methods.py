@@ -196,6 +196,7 @@ METHODS = {
             "trace_lightning/sampling/noise.py",
         ),
         generation_code=(
+            "trace_lightning/engine.py",
             "trace_lightning/generation.py",
             "trace_lightning/mask_bank.py",
             "trace_lightning/sampling/*.py",

@@ -87,7 +87,6 @@ def run(request: Request) -> int:
     """
     resolved = resolve(request)
     first, folders = resolved.rows[0], resolved.folders
-    tracking.check([row.experiment for row in resolved.rows])
     if first.scratch:
         print(f"with {', '.join(first.overrides)}: results go to {folders.profile}, no table reads them")
     outcomes = _complete(resolved, request)
@@ -244,6 +243,7 @@ def print_table(resolved: Resolved) -> None:
 
 def _complete(resolved: Resolved, request: Request) -> dict[Any, Outcome]:
     """Say what is left, do it unless this is a dry run, and return how the tasks ended."""
+    tracking.check([row.experiment for row in resolved.rows])
     left, unavailable = plan.pending(resolved.tasks, request.redo)
     outcomes = {key: Outcome("unavailable", message=reason) for key, reason in unavailable.items()}
     if left or request.dry_run:

@@ -27,6 +27,7 @@ from experiments.pipeline import Request, Resolved
 from experiments.progress import Display, label
 from experiments.tasks import Task
 from experiments.workers import THREAD_VARIABLES, variables
+from trace_lightning import tracking
 from trace_lightning.artifacts import write_json
 from trace_lightning.errors import UserError
 
@@ -59,6 +60,7 @@ def submit(request: Request, cluster: str, settings: Sequence[str] = (), print_o
         raise UserError(f"{settings[0] if settings else '--print'} is for --cluster slurm; this is --cluster {cluster}")
     parameters = slurm.parse(settings, tuple(BEFORE)) if cluster == "slurm" else {}
     resolved = pipeline.resolve(request)
+    tracking.check([row.experiment for row in resolved.rows])
     left, unavailable = plan.pending(resolved.tasks, None)
     folder = resolved.folders.profile / "submissions" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     stages = jobs_of(resolved, left)
@@ -144,7 +146,7 @@ def _in_processes(request: Request, resolved: Resolved, left: Sequence[Task], fo
     executor.update_parameters(timeout_min=NO_LIMIT_MINUTES)
     open_tasks = list(left)
     with Display(resolved.row_names) as display, contextlib.ExitStack() as stack:
-        while open_tasks:
+        while before := len(open_tasks):
             with variables(dict.fromkeys(THREAD_VARIABLES, str(threads))):
                 jobs = [executor.submit(perform, str(folder), ALL, 0) for _ in range(number)]
             stack.callback(_end, jobs)
@@ -159,6 +161,8 @@ def _in_processes(request: Request, resolved: Resolved, left: Sequence[Task], fo
                     failures.write(task, "its process was ended (out of memory?)")
             states = status.states_of(resolved)
             open_tasks = [task for task in open_tasks if not states[task.key].startswith(status.ENDED)]
+            if len(open_tasks) == before:
+                raise UserError(f"no process got to a task; the last said: {_last_words(jobs)} ({folder / 'jobs'})")
 
 
 def _show(resolved: Resolved, open_tasks: list[Task], display: Display) -> None:
@@ -171,6 +175,11 @@ def _show(resolved: Resolved, open_tasks: list[Task], display: Display) -> None:
     running = [task for task in open_tasks if holder(task.lock)]
     rows = resolved.row_names
     display.update(running, sum(not any(row in task.rows for task in open_tasks) for row in rows))
+
+
+def _last_words(jobs: Sequence[Any]) -> str:
+    said = [line for one in jobs for line in (one.stderr() or "").splitlines() if line.strip()]
+    return said[-1].removeprefix("error: ") if said else "nothing"
 
 
 def _end(jobs: Sequence[Any]) -> None:

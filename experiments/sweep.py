@@ -26,6 +26,7 @@ SCORE = "score/"  # prefix of what `evaluate` logs; the rest is a metric's name
 LOSS = "val/loss"
 METHODS = ("grid", "random", "bayes")
 RANGES = ("min", "max")
+OPTIONS = ("--profile", "--seed")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def read_sweep(path: Path) -> Sweep:
     if not isinstance(metric, dict) or metric.get("goal") not in ("minimize", "maximize"):
         raise UserError(f"{shown(path)}: metric is {{name: ..., goal: minimize or maximize}}; got {metric}")
     _need_metric(path, metric.get("name"))
+    if not isinstance(data["parameters"], dict):
+        raise UserError(f"{shown(path)}: parameters maps keys to values; got {data['parameters']}")
     choices = {key: _values(path, key, given) for key, given in data["parameters"].items()}
     arguments = _arguments(path, data["command"])
     sweep = Sweep(Path(path), metric["name"], metric["goal"] == "maximize", arguments, choices)
@@ -157,6 +160,8 @@ def _values(path: Path, key: str, given: Any) -> list[Any]:
         values = [given["value"]]
     elif set(RANGES) <= set(given):
         low, high = (given[end] for end in RANGES)
+        if not all(isinstance(end, int | float) for end in (low, high)):
+            raise UserError(f"{shown(path)}: {key}: min and max are numbers; got {low!r} and {high!r}")
         middle = (low * high) ** 0.5 if str(given.get("distribution", "")).startswith("log") else (low + high) / 2
         whole = isinstance(low, int) and isinstance(high, int)
         values = [low, round(middle) if whole else middle, high]
@@ -176,4 +181,7 @@ def _arguments(path: Path, command: Any) -> tuple[str, ...]:
     if tuple(plain[: len(PROGRAM)]) != PROGRAM or POINT not in words:
         form = '["${env}", "${interpreter}", -m, experiments, run, EXPERIMENT, "${args_no_hyphens}"]'
         raise UserError(f"{shown(path)}: command is of the form {form}; got {command}")
-    return tuple(plain[len(PROGRAM) :])
+    given = plain[len(PROGRAM) :]
+    if others := [word for word in given if word.startswith("-") and word.partition("=")[0] not in OPTIONS]:
+        raise UserError(f"{shown(path)}: command: {others[0]}: a point is given {' and '.join(OPTIONS)} and keys only")
+    return tuple(given)

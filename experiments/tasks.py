@@ -32,19 +32,13 @@ if TYPE_CHECKING:
 STAGES = ("prepare", "train", "generate", "evaluate")  # in this order; --redo of one redoes those after it
 GROUND_TRUTH = "ground_truth"
 EVALUATION_CODE = ("evaluation/**/*.py", "evaluation/**/*.yaml", *ANATOMY_CODE)
-PRINTING = tuple(
+# Of the evaluation: other commands, and what reads and prints scores. No score depends on them.
+READING = tuple(
     f"evaluation/{name}.py"
     for name in (
-        "gather",
-        "table",
-        "render",
-        "report",
-        "listing",
-        "montage",
-        "compare",
-        "paired",
-        "records",
-        "__main__",
+        *("__main__", "options", "report", "listing", "floor", "streaming"),
+        *("table", "table_file", "gather", "rows", "marks", "render", "montage", "compare", "paired", "records"),
+        *("label_maps", "scored", "lengths", "curves", "memorisation", "nearest"),
     )
 )
 GENERATING = ("experiments/stages.py", "experiments/predict.py")
@@ -179,7 +173,7 @@ def depends(task: Task) -> dict[str, dict[str, Any]]:
     """Return what a task's result depends on: keys, code, and the results of the tasks it needs (None: not there)."""
     keys, code = _KEYS[task.name](task.experiment), _code(task)
     upstream = {need.name: fingerprint(need.folder, need.name) for need in task.needs if need.name != "prepare"}
-    return {"config": dict(_flat(keys)), "code": code_digests(code, without=(*PRINTING, *TOOLS)), "upstream": upstream}
+    return {"config": dict(_flat(keys)), "code": code_digests(code, without=(*READING, *TOOLS)), "upstream": upstream}
 
 
 def discard(task: Task) -> None:

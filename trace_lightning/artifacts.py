@@ -238,7 +238,8 @@ def _open(path: Path) -> tuple[np.ndarray, np.ndarray]:
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Turn what reading a damaged NIfTI file raises into a `UserError`."""
-    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
 
     if not Path(path).is_file():
@@ -246,8 +247,8 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        nib.filebasedimages.ImageFileError,
-        nib.spatialimages.HeaderDataError,
+        ImageFileError,
+        HeaderDataError,
         WrapStructError,
         EOFError,
         OSError,
@@ -291,8 +292,8 @@ def _canonical(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> tuple[
         nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(CANONICAL_AXES)
     )
     axes = turn[:, 0].argsort().astype(int)  # of the file, along W, H, D
-    canonical = tuple(int(shape[axis]) for axis in axes[::-1])
-    return turn, Grid(canonical, affine @ nib.orientations.inv_ornt_aff(turn, shape))
+    d, h, w = (int(shape[axis]) for axis in axes[::-1])
+    return turn, Grid((d, h, w), affine @ nib.orientations.inv_ornt_aff(turn, shape))
 
 
 def write_volume(path: Path, volume: Volume, provenance: dict | None = None) -> None:
@@ -336,7 +337,7 @@ def provenance_path(volume_path: Path) -> Path:
     return Path(volume_path).with_name(case_id_of(volume_path) + ".json")
 
 
-def case_id_of(path: Path) -> str:
+def case_id_of(path: Path | str) -> str:
     """Return a volume file's name without .nii, .nii.gz, .mha or .mhd."""
     name = Path(path).name.removesuffix(".gz")
     return next((name.removesuffix(end) for end in (".nii", *METAIMAGE) if name.endswith(end)), name)

@@ -62,30 +62,36 @@ def fitting_batch(run: Callable[[int], object], device: torch.device, what: str)
     """
     if device.type != "cuda":
         return ON_CPU
-    one, two = (_peak_bytes(run, count, device, what) for count in (1, 2))
+    one, two = (_peak_bytes(run, count, device) for count in (1, 2))
     free = free_bytes(device)
-    each = max(two - one, 1)
-    fits = 1 + int((SHARE_OF_FREE * free - one) // each)
-    return max(1, 2 ** (min(fits, LARGEST_BATCH).bit_length() - 1)) if fits >= 1 else 1
+    if one is None:
+        raise UserError(
+            f"{what}: not one sample fits: {free / 1e9:.1f} GB of "
+            f"{torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB are free. Free the device, or set "
+            "sample.precision=bfloat16 or run.device=cpu"
+        )
+    if two is None:
+        return 1
+    fits = 1 + int((SHARE_OF_FREE * free - one) // max(two - one, 1))
+    return 2 ** (min(max(fits, 1), LARGEST_BATCH).bit_length() - 1)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return what this process may still allocate on a CUDA device."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    """Return what this process may still allocate on a CUDA device, all of it or the share that torch is capped to."""
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    free_of_device = free + torch.cuda.memory_reserved(device) - allocated
+    return min(free_of_device, int(torch.cuda.get_per_process_memory_fraction(device) * total) - allocated)
 
 
-def _peak_bytes(run: Callable[[int], object], count: int, device: torch.device, what: str) -> int:
+def _peak_bytes(run: Callable[[int], object], count: int, device: torch.device) -> int | None:
+    """Return what a run of so many samples takes; None if it does not fit."""
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
         run(count)
     except torch.cuda.OutOfMemoryError:
-        raise UserError(
-            f"{what}: {count} sample(s) at once do not fit: {free_bytes(device) / 1e9:.1f} GB of "
-            f"{torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB are free. Free the device, or set "
-            "sample.precision=bfloat16 or run.device=cpu"
-        ) from None
+        return None
     return torch.cuda.max_memory_allocated(device) - before
 
 

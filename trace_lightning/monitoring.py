@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging
 
 from trace_lightning.artifacts import atomic_path, write_json
 from trace_lightning.device import peak_memory_bytes
@@ -43,8 +43,11 @@ class ProgressReport(lightning.Callback):
         self.progress(trainer.global_step, self.total, "")
 
 
-class Throughput(lightning.Callback):
-    """Logs steps a second, the share of the time in which the training waited for its data, and its peak of memory."""
+class Throughput(Checkpoint):
+    """Logs steps a second, the share of the time in which the training waited for its data, and its peak of memory.
+
+    Validations do not count. Saving is work: Lightning calls a `Checkpoint` last, so this comes after those that save.
+    """
 
     def on_train_start(self, trainer, module) -> None:
         """Begin to count."""
@@ -54,6 +57,15 @@ class Throughput(lightning.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         """Count what the batch was waited for."""
         self.waited += time.perf_counter() - self.ended
+
+    def on_validation_start(self, trainer, module) -> None:
+        """Stop the clock."""
+        self.paused = time.perf_counter()
+
+    def on_validation_end(self, trainer, module) -> None:
+        """Let it go on."""
+        seconds = time.perf_counter() - self.paused
+        self.ended, self.since = self.ended + seconds, self.since + seconds
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         """Log now and then."""

@@ -99,7 +99,8 @@ def solve(field: Velocity, noise: Tensor, solver: str, evaluations: int, flow: F
     num_steps = evaluations // len(stages)
     z, times = noise, [shifted(1 - n / num_steps, flow) for n in range(num_steps + 1)]
     for t, following in pairwise(times):
-        step, slopes = following - t, []
+        slopes: list[Tensor] = []
+        step = following - t
         for place, weights in stages:
             slopes.append(field(_moved(z, step, weights, slopes), t + place * step))
         z = _moved(z, step, finish, slopes)

@@ -91,6 +91,11 @@ def test_the_command_writes_what_it_found_and_keeps_what_is_done(tmp_path):
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
     rows = {row["name"]: row for row in found["rows"]}
     assert rows["algorithm1"]["ratio_to_literal"] == 1
+    assert all(row["sample"]["num_inference_steps"] == 2 for row in found["rows"] if "reason" not in row)
+    assert "sample.num_inference_steps=2" in found["overrides"]
+    assert (
+        "in place of what their names say: sample.num_inference_steps=2" in (tmp_path / "out" / "bench.md").read_text()
+    )
     assert rows["algorithm1"]["evaluations_per_slice"] == pytest.approx(2 * (2 * 6 - 3) / 6)
     assert rows["brickwork_tiles"]["evaluations_per_slice"] == pytest.approx(
         (3 + 4) / 6

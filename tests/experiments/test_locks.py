@@ -131,6 +131,25 @@ def test_many_locks_of_a_machine_that_died_are_watched_together(tmp_path, clock)
         assert locks.STALE_S <= clock.slept_s < 2 * locks.STALE_S
 
 
+def test_a_lock_is_never_taken_over_as_it_is(lock, clock):
+    elsewhere(lock)
+    with lock.open() as of_the_other, hold([lock]):  # who wakes up looks if its file is still in its place
+        assert not os.path.samestat(os.fstat(of_the_other.fileno()), lock.stat())
+
+
+def test_a_lock_that_appears_while_others_are_watched_is_one_of_the_living(tmp_path, clock):
+    dead, new = tmp_path / "a.lock", tmp_path / "b.lock"
+    dead.write_text(json.dumps(ELSEWHERE))
+
+    def beat() -> None:
+        new.write_text(json.dumps(ELSEWHERE))
+        os.utime(new, ns=(0, int(1e9 * clock.slept_s)))
+
+    clock.on_sleep = beat
+    with pytest.raises(Held, match=r"b\.lock"), hold([dead, new]):
+        pass
+
+
 def test_a_machine_that_lives_is_believed(lock, clock):
     elsewhere(lock)
     clock.on_sleep = lambda: os.utime(lock, ns=(0, int(1e9 * clock.slept_s)))

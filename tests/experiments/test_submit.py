@@ -159,6 +159,22 @@ def test_a_row_that_breaks_stops_no_other_and_says_why(project: Project):
     assert mended.returncode == 0 and "failed" not in mended.stdout, mended.stdout
 
 
+def test_processes_that_get_to_no_task_end_the_submission(project: Project, monkeypatch):
+    for name, value in project.environment().items():
+        monkeypatch.setenv(name, value)
+    profile, write = project.root / "profiles" / "tiny.yaml", submit._write
+
+    def write_and_change(*arguments) -> None:
+        write(*arguments)
+        profile.write_text(profile.read_text().replace("max_steps: 12", "max_steps: 13"))
+
+    monkeypatch.setattr(submit, "_write", write_and_change)
+    with pytest.raises(UserError, match=r"no process got to a task; the last said: .* is no longer what was submitted"):
+        submit.submit(request(project, 0), "local")
+    (folder,) = (project.profile / "submissions").iterdir()
+    assert len(list((folder / "jobs").glob("*_log.err"))) == 1  # the one process was not started again
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at processes through /proc")
 def test_a_local_process_that_is_killed_costs_its_task_only(project: Project):
     process = project.start("submit", project.table("full", "blind"), "--cluster", "local", "--jobs", "2", pause_s=0.1)

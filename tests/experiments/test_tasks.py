@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from test_import_direction import imports_of
 
 from experiments import plan
 from experiments.load import load, load_table
@@ -64,12 +65,28 @@ def test_tasks_come_after_what_they_need(table1):
         ("prepare", "trace_lightning/data/text.py", "trace_lightning/data/doctor.py"),
         ("train", "trace_lightning/module.py", "trace_lightning/sampling/overlap.py"),
         ("generate", "trace_lightning/sampling/overlap.py", "evaluation/fidelity.py"),
+        ("generate", "trace_lightning/engine.py", "trace_lightning/cost.py"),
         ("evaluate", "evaluation/fidelity.py", "evaluation/table.py"),
     ],
 )
 def test_a_stage_depends_on_the_code_it_runs(table1, stage, there, not_there):
     code = depends(of(table1, stage, "ours"))["code"]
     assert there in code and not_there not in code
+
+
+def test_scores_depend_on_no_code_that_scoring_does_not_import(table1):
+    files = {f"evaluation.{path.stem}": path for path in (ROOT / "evaluation").glob("*.py")}
+    scoring, todo = set(), ["evaluation.score"]
+    while todo:
+        module = ".".join(todo.pop().split(".")[:2])  # of what is imported from it
+        if module in files and module not in scoring:
+            scoring.add(module)
+            todo += imports_of(files[module])
+    scoring -= {"evaluation.report"}  # which writes what is found
+    code = depends(of(table1, "evaluate", "ours"))["code"]
+    assert {module for module, path in files.items() if str(path.relative_to(ROOT)) in code} == scoring | {
+        "evaluation.__init__"
+    }
 
 
 def test_every_pattern_of_code_matches_a_file(table1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,55 @@ def test_predictions_belong_to_the_caller():
 
 def test_a_cpu_takes_a_fixed_batch_without_trying():
     assert fitting_batch(lambda count: pytest.fail("nothing is run"), CPU, "row") == 8
+
+
+class Gpu:
+    """What torch says of a GPU of so many GB, of which this process may fill a share; a network and samples fill it."""
+
+    def __init__(self, total_gb: float, share: float = 1.0, of_others_gb: float = 0.0):
+        self.total, self.cap = int(total_gb * 1e9), int(total_gb * 1e9 * share)
+        self.free = self.total - int(of_others_gb * 1e9)
+        self.share, self.peak = share, 0
+
+    def run(self, count: int) -> None:
+        self.peak = int((0.15 + 0.4 * count) * 1e9)
+        if self.peak > min(self.cap, self.free):
+            raise torch.cuda.OutOfMemoryError
+
+    def patch(self, monkeypatch) -> Gpu:
+        answers = {
+            "mem_get_info": (self.free, self.total),
+            "get_per_process_memory_fraction": self.share,
+            "memory_allocated": 0,
+            "memory_reserved": 0,
+            "reset_peak_memory_stats": None,
+            "get_device_properties": SimpleNamespace(total_memory=self.total),
+        }
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("gpu", "batch"),
+    [
+        (Gpu(80), 64),  # more is no faster
+        (Gpu(24), 32),  # (0.8 * 24 - 0.15) / 0.4 = 47
+        (Gpu(24, of_others_gb=18), 8),  # (0.8 * 6 - 0.15) / 0.4 = 11
+        (Gpu(80, share=6 / 80), 8),  # torch is capped to 6 GB
+        (Gpu(0.9), 1),  # two do not fit
+        (Gpu(1.0), 1),  # two fit, with no room beside them
+    ],
+)
+def test_a_gpu_gets_the_batch_that_its_free_memory_holds(monkeypatch, gpu, batch):
+    assert fitting_batch(gpu.patch(monkeypatch).run, torch.device("cuda"), "row") == batch
+
+
+def test_a_gpu_too_small_for_one_sample_is_told_with_the_numbers(monkeypatch):
+    gpu = Gpu(8, of_others_gb=7.6).patch(monkeypatch)
+    with pytest.raises(UserError, match=r"row: not one sample fits: 0\.4 GB of 8\.0 GB are free"):
+        fitting_batch(gpu.run, torch.device("cuda"), "row")
 
 
 def test_operations_are_counted():

@@ -39,18 +39,19 @@ class Grid:
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * factor
         affine[:3, 3] = self.affine[:3, 3] + self.affine[:3, :3] @ ((factor - 1) / 2)
-        return Grid(tuple(shape), affine)
+        d, h, w = shape
+        return Grid((d, h, w), affine)
 
     def at_spacing(self, spacing_mm: tuple[float | None, float | None, float | None]) -> Grid:
         """Return the grid over the same field of view whose voxel size along (D, H, W) is nearest to `spacing_mm`.
 
         None keeps an axis. The field of view is kept exactly, so that the spacing is met up to half a voxel in all.
         """
-        shape = tuple(
+        d, h, w = (
             n if want is None else max(1, round(n * have / want))
             for n, have, want in zip(self.shape, self.spacing_mm, spacing_mm, strict=True)
         )
-        return self.resized(shape)
+        return self.resized((d, h, w))
 
     def to_json(self) -> dict:
         """Return a JSON-ready description."""

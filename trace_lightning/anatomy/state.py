@@ -153,7 +153,7 @@ def decide(array: np.ndarray, version: Version, listed: Rescale | None, repair: 
             mendable=True,
         )
     if found.state == "refused" and found.mendable and repair:
-        scaled = "hu" if found.rescale == IDENTITY else "raw"
+        scaled: State = "hu" if found.rescale == IDENTITY else "raw"
         return replace(found, state=scaled, text=f"{found.text}: mended by {found.rescale}")
     return found
 
@@ -190,7 +190,8 @@ def histogram_of(array: np.ndarray) -> Histogram | Decision:
     for part in np.array_split(measured, measured.size // CHUNK + 1):  # bincount wants 64-bit indices
         counts += np.bincount(np.rint(part).astype(np.int64) - lowest, minlength=len(counts))
     values = lowest + np.arange(len(counts), dtype=np.float64)
-    total, padding = counts.sum(), []
+    padding: list[float] = []
+    total = counts.sum()
     while len(padding) < MAX_PADDINGS:
         first = int(np.flatnonzero(counts)[0])
         following = counts[first + 1 : first + 17].max(initial=0)

@@ -79,11 +79,16 @@ class Solver:
     def start(self) -> Step:
         """Begin a run: return the function that steps through it, which remembers what a multistep solver needs."""
         if isinstance(self._first, DDIMScheduler):
-            return lambda prediction, timestep, x_t: self._first.step(prediction, timestep, x_t, eta=0.0).prev_sample
+            return self._ddim_step
         scheduler = self._scheduler()
         return lambda prediction, timestep, x_t: (
             scheduler.step(self._data(prediction, timestep, x_t), timestep, x_t).prev_sample
         )
+
+    def _ddim_step(self, prediction: Tensor, timestep: Tensor, x_t: Tensor) -> Tensor:
+        """Step by DDIM. Diffusers goes down by T // S, which for some S ends at t = 0 and not at the data."""
+        made = self._first.step(prediction, timestep, x_t, eta=0.0)
+        return made.pred_original_sample if timestep == self.timesteps[-1] else made.prev_sample
 
     def add_noise(self, data: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """Return x_t of Eq. 1 at a timestep of this run; all but `timestep` of one shape."""

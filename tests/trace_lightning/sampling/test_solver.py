@@ -29,6 +29,14 @@ def test_ddim_is_diffusers_ddim_to_the_bit(prediction):
     assert torch.equal(solver.run(noise, None), x_t.clamp(-1, 1))
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("num_steps", [*range(1, 31), 50, 333])
+def test_ddim_ends_at_the_data_for_any_number_of_steps(num_steps, spacing):
+    sample = SampleConfig(num_inference_steps=num_steps, timestep_spacing=spacing)
+    solver = Solver(lambda x, t, c: torch.full_like(x, 0.25), DiffusionConfig(prediction_type="sample"), sample)
+    assert torch.equal(solver.run(torch.randn(1, 2, 4, 4), None), torch.full((1, 2, 4, 4), 0.25))
+
+
 @pytest.mark.parametrize(("solver", "error"), [("ddim", 0.08), ("dpmpp_2m", 0.004), ("unipc", 0.006)])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_gaussian_data_come_out_with_their_own_spread(solver, error, prediction):
