@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evaluation.metrics import find_metric, metric
 from evaluation.paired import Paired, paired
-from evaluation.records import read_measures, read_summary
+from evaluation.records import read_measures, read_summary, scores_of
 from evaluation.render import console_of
 from evaluation.score import SUMMARY
 from trace_lightning.errors import UserError
@@ -62,9 +62,7 @@ def compare(runs: Sequence[tuple[Path, Path]], names: Sequence[str] = DEFAULT_ME
 
 
 def _load(run: Path) -> dict:
-    scores = Path(run) / "scores" if (Path(run) / "scores").is_dir() else Path(run)
-    if not (scores / SUMMARY).exists():
-        raise UserError(f"{run}: holds no scores/{SUMMARY}; score its volumes first")
+    scores = scores_of(run)
     summary = read_summary(scores)
     cases = {case_id: read_measures(scores, case_id) for case_id in summary["cases"]}
     return {"protocol_digest": summary["protocol_digest"], "cases": cases}

@@ -21,6 +21,8 @@ from evaluation.table_file import GROUND_TRUTH, PUBLISHED, published_block, read
 from trace_lightning.artifacts import read_json
 from trace_lightning.errors import UserError
 
+FIDELITY = ("jaccard", "dice", "hd95_mm")
+
 
 def gather(table_path: Path, profile: str, seeds: Sequence[int] = (0,), runs_dir: Path = Path("runs")) -> Table:
     """Build a table from the score files on disk.
@@ -67,7 +69,10 @@ def gather(table_path: Path, profile: str, seeds: Sequence[int] = (0,), runs_dir
     if published:
         blocks.append(published)
     title = str(data.get("title") or data["name"])
-    return Table(data["name"], title, profile, tuple(seeds), tuple(blocks), _notes(rows, seeds, against))
+    notes = _notes(rows, seeds, against)
+    for path in protocols.values():  # of one protocol: `_row` refuses others
+        notes += _notes_of_fidelity(columns + companions, read_summary(path.parent)["protocol"])
+    return Table(data["name"], title, profile, tuple(seeds), tuple(blocks), notes)
 
 
 def _row(
@@ -166,6 +171,17 @@ def _notes(rows: Sequence[Row], seeds: Sequence[int], against: str | None) -> tu
     for note, labels in said.items():
         notes.append(f"{'all rows' if len(generated) > 1 and generated <= set(labels) else '; '.join(labels)}: {note}")
     return tuple(notes)
+
+
+def _notes_of_fidelity(columns: Sequence[str], protocol: Mapping) -> tuple[str, ...]:
+    """Return whose segmentations are compared: those of the paper are VISTA3D's."""
+    asked = [spec.title.split("\n")[0] for spec in map(metric, columns) if spec.name in FIDELITY]
+    if not asked:
+        return ()
+    parts = ", ".join(protocol["groups"]) if protocol["average"] == "groups" else "all classes"
+    said = f"{', '.join(asked)}: segmentations by {protocol['segmenter']}, mean over {parts} of the real volume"
+    theirs = "; the published ones are of VISTA3D's segmentations, over classes that the paper does not state"
+    return (said + (theirs if protocol["segmenter"] != "vista3d" else ""),)
 
 
 def _notes_of_sets(rows: Sequence[Row]) -> list[str]:

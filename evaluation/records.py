@@ -23,6 +23,18 @@ OF_SUMMARY = {
 }
 
 
+def scores_of(run: Path) -> Path:
+    """Return the folder of a scoring, given it or the run that holds it as `scores/`.
+
+    Raises:
+        UserError: nothing was scored there.
+    """
+    found = next((folder for folder in (Path(run) / "scores", Path(run)) if (folder / SUMMARY).is_file()), None)
+    if found is None:
+        raise UserError(f"{run}: holds no {SUMMARY}; score its volumes first: python -m evaluation score")
+    return found
+
+
 def read_summary(scores: Path) -> dict[str, Any]:
     """Return `summary.json` of a scoring's folder.
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from evaluation.distances import SetMetric
 from evaluation.inputs import volumes_in
-from evaluation.records import read_summary
-from evaluation.score import SUMMARY
+from evaluation.records import read_summary, scores_of
 from evaluation.settings import Settings
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.artifacts import digest, provenance_path, read_json
@@ -46,9 +45,7 @@ class Scored:
         Raises:
             UserError: nothing was scored there, or by a protocol that this version would read otherwise.
         """
-        folder = Path(run) / "scores" if (Path(run) / "scores" / SUMMARY).is_file() else Path(run)
-        if not (folder / SUMMARY).is_file():
-            raise UserError(f"{run}: holds no {SUMMARY}; score its volumes first: python -m evaluation score")
+        folder = scores_of(run)
         summary = read_summary(folder)
         records = {case: read_json(folder / "per_case" / f"{case}.json") for case in summary["cases"]}
         return cls(label or str(run), folder, summary, _settings(folder, summary), records)

@@ -27,7 +27,7 @@ FORMS = {  # key -> what its value looks like; of the others anything that is no
     **dict.fromkeys(("array_parallelism", "cpus_per_gpu", "cpus_per_task", "nodes"), (r"[1-9]\d*", WHOLE)),
     **dict.fromkeys(("ntasks_per_node", "num_gpus", "signal_delay_s"), (r"[1-9]\d*", WHOLE)),
     **dict.fromkeys(("gpus_per_node", "gpus_per_task"), (r"([A-Za-z][\w.-]*:)?[1-9]\d*", "a number, or TYPE:NUMBER")),
-    **dict.fromkeys(("mem", "mem_per_cpu", "mem_per_gpu"), (r"[1-9]\d*([KMGT]B?)?", "a size: 16G; without unit MB")),
+    **dict.fromkeys(("mem", "mem_per_cpu", "mem_per_gpu"), (r"\d+([KMGT]B?)?", "a size: 16G; without unit MB; 0: all")),
     "time": (r"[1-9]\d*|(\d+-)?\d+:\d+(:\d+)?|\d+-\d+", MINUTES),
 }
 LISTS = ("setup", "teardown", "srun_args")  # a text is a list of one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 
@@ -30,9 +31,8 @@ def watch(request: Request) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    resolved = resolve(request)
-    queued, asked = in_queue(resolved), time.monotonic()
-    with Live(Text(shown(resolved, states_of(resolved, queued))), refresh_per_second=4) as live:
+    resolved, asked = resolve(request), -math.inf
+    with Live(refresh_per_second=4) as live:
         while True:
             if time.monotonic() >= asked + ASK_EVERY_S:
                 queued, asked = in_queue(resolved), time.monotonic()

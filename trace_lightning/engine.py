@@ -62,15 +62,14 @@ def fitting_batch(run: Callable[[int], object], device: torch.device, what: str)
     """
     if device.type != "cuda":
         return ON_CPU
-    one, two = (_peak_bytes(run, count, device) for count in (1, 2))
-    free = free_bytes(device)
+    one, free = _peak_bytes(run, 1, device), free_bytes(device)
     if one is None:
         raise UserError(
             f"{what}: not one sample fits: {free / 1e9:.1f} GB of "
             f"{torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB are free. Free the device, or set "
             "sample.precision=bfloat16 or run.device=cpu"
         )
-    if two is None:
+    if (two := _peak_bytes(run, 2, device)) is None:
         return 1
     fits = 1 + int((SHARE_OF_FREE * free - one) // max(two - one, 1))
     return 2 ** (min(max(fits, 1), LARGEST_BATCH).bit_length() - 1)

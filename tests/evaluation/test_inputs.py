@@ -55,7 +55,7 @@ def test_frames_against_a_volume_elsewhere_are_centred_on_it(tmp_path):
 
 @pytest.mark.parametrize("offset", [1024, -1024])
 @pytest.mark.parametrize("side", ["made", "real"])
-def test_values_that_are_evidently_no_hu_are_refused(tmp_path, capsys, side, offset):
+def test_values_that_are_evidently_no_hu_are_refused(tmp_path, side, offset):
     for index in range(2):
         volume, _ = chest(index)
         for folder in ("made", "real"):

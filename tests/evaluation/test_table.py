@@ -54,7 +54,7 @@ def write_summary(folder, seed=0, inputs=("mask", "text"), notes=(), digest="p",
         numbers = value if isinstance(value, tuple) else (value,)
         metrics[name] = entry(name, *numbers)
     summary = {
-        "protocol": {"segmenter": digest},
+        "protocol": {"segmenter": digest, "groups": ["lung", "bone"], "average": "groups"},
         "protocol_digest": digest,
         "n": 6,
         "cases": ["case_0"],
@@ -260,6 +260,21 @@ def test_several_seeds_give_mean_and_spread(project):
     assert cell.low is None
     assert "DAG" in next(note for note in table.notes if "not scored yet: seed 1" in note)
     assert "±7.1" in markdown(table)
+
+
+@pytest.mark.parametrize("segmenter", ["threshold", "vista3d"])
+def test_whose_segmentations_are_compared_is_said(project, segmenter):
+    def said():
+        return [note for note in gathered(project).notes if note.startswith(("JI", "DC", "95HD"))]
+
+    for path in project.rglob("summary.json"):
+        path.write_text(path.read_text().replace('"segmenter": "p"', f'"segmenter": "{segmenter}"'))
+    (note,) = said()
+    assert f"segmentations by {segmenter}, mean over lung, bone of the real volume" in note
+    assert ("the published ones are of VISTA3D's" in note) == (segmenter == "threshold")
+    path = project / "experiments" / "tiny.yaml"
+    path.write_text(path.read_text().replace("dice, hd95_mm,", ""))
+    assert said() == []
 
 
 def test_other_protocols_are_refused(project):

@@ -169,8 +169,8 @@ def scale_missed(array: np.ndarray) -> Rescale | None:
     histogram = histogram_of(array)
     if isinstance(histogram, Decision) or evidence(histogram, IDENTITY).holds:
         return None
-    known = [Rescale(1.0, sign * intercept) for sign in (1, -1) for intercept in KNOWN_INTERCEPTS]
-    return next((rescale for rescale in known if evidence(histogram, rescale).holds), None)
+    raw, twice = _hypotheses(None)
+    return next((rescale for rescale in (*raw, *twice) if evidence(histogram, rescale).holds), None)
 
 
 def histogram_of(array: np.ndarray) -> Histogram | Decision:
@@ -253,12 +253,17 @@ def evidence(histogram: Histogram, rescale: Rescale) -> Evidence:
     return Evidence(low, soft, bool(holds))
 
 
-def _scale(histogram: Histogram, version: Version, listed: Rescale | None) -> Decision:
-    """Find the hypothesis that holds and compare it with folder and table."""
+def _hypotheses(listed: Rescale | None) -> tuple[list[Rescale], list[Rescale]]:
+    """Return what makes HU of raw values, the table's first, and of HU to which an intercept was applied once more."""
     raw = [Rescale(1.0, intercept) for intercept in KNOWN_INTERCEPTS]
     if listed is not None and listed != IDENTITY:
         raw = [listed, *(r for r in raw if r != listed)]
-    twice = [Rescale(1.0, -r.intercept / r.slope) for r in raw if r.intercept]
+    return raw, [Rescale(1.0, -r.intercept / r.slope) for r in raw if r.intercept]
+
+
+def _scale(histogram: Histogram, version: Version, listed: Rescale | None) -> Decision:
+    """Find the hypothesis that holds and compare it with folder and table."""
+    raw, twice = _hypotheses(listed)
     as_hu = evidence(histogram, IDENTITY)
     if histogram.zero_filled and as_hu.holds:
         return refused("zero_filled", "a part of the volume was filled with 0, which is water; air is -1000")
