@@ -60,7 +60,7 @@ status: setup  ## Show which stages of Table 1 are done
 	$(PY) -m experiments status experiments/table1.yaml --profile $(PROFILE) --seeds $(SEEDS)
 
 test: setup  ## Run the tests (TRACE_DATA=folder adds those on real CT, TRACE_WEIGHTS=folder on weights)
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 test-faults: setup  ## Kill, fill, corrupt and starve runs in every stage; write docs/reliability.md (Linux; root adds a full disk)
 	OMP_NUM_THREADS=1 TRACE_RELIABILITY=docs/reliability.md $(PY) -m pytest -m faults tests/faults

@@ -29,6 +29,12 @@ from trace_lightning.training import train
 STEPS = 20
 
 
+@pytest.fixture(autouse=True)
+def threads(monkeypatch) -> None:
+    """Without the variable Lightning would set the threads of this process for all tests that follow."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 def curve(folder: Path, column: str) -> list[float]:
     with (folder / "metrics" / "session0" / "metrics.csv").open() as file:
         return [float(row[column]) for row in csv.DictReader(file) if row[column]]
