@@ -153,7 +153,7 @@ class SampleConfig:
     strides: list[int] | None = None  # `brickwork`: distances of pairs; null: those trained on, data.skips
     all_pairs: Literal["never", "last", "always"] = "never"  # `brickwork`: at which steps all pairs at a distance are
     # evaluated, each slice in two, and averaged: at the last it closes the seams between pairs, for half a step more
-    tile_batch: int | None = None  # `brickwork`: pairs at once; null: what fits the device; changes no volume
+    tile_batch: int | None = None  # `brickwork`: pairs at once; null: by device and network; changes no volume
     warm_start: float = 1.0  # `sequential_clean`: share of the steps, from the slice below noised so far; 1: from noise
     segments: int = 1  # `sequential_clean`: parts of a volume that grow side by side, unlinked
     pair_stride: int = 2  # `independent`: slices from one pair to the next; 1 keeps the first frame of each pair

@@ -17,7 +17,8 @@ Denoise = Callable[[Tensor, Tensor, Conditions], Tensor]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARE_OF_FREE = 0.8  # of a device's free memory that batches may fill
 LARGEST_BATCH = 64  # beyond it nothing gets faster
-ON_CPU = 8
+LARGEST_BATCH_ON_CPU = 12
+BYTES_ON_CPU = 8_000_000  # of a batch's first level: more leaves the caches, and its memory is mapped anew at each call
 MATRIX = {"cuda": 8192, "cpu": 1024}  # side of the products that a device's speed is measured on
 
 
@@ -49,19 +50,23 @@ def tuned(denoiser: nn.Module, sample: SampleConfig, device: torch.device) -> De
     return denoise
 
 
-def fitting_batch(run: Callable[[int], object], device: torch.device, what: str) -> int:
-    """Return the largest power of two of samples, up to 64, that the device's free memory holds at once.
+def fitting_batch(run: Callable[[int], object], first_level_bytes: int, device: torch.device, what: str) -> int:
+    """Return how many samples go through the network at once.
+
+    On a GPU the largest power of two up to 64 that its free memory holds. On a CPU memory is not what limits: a small
+    network is fastest with 12 samples a call, a large one with a single sample (docs/decisions.md).
 
     Args:
         run: runs the network on a batch of so many samples.
-        device: a CPU takes 8, whatever its memory: larger batches are no faster there.
+        first_level_bytes: what the activations of one sample take at the network's first level, in float32.
+        device: where it runs.
         what: named in the message.
 
     Raises:
         UserError: not even one sample fits; with the numbers.
     """
     if device.type != "cuda":
-        return ON_CPU
+        return min(max(BYTES_ON_CPU // first_level_bytes, 1), LARGEST_BATCH_ON_CPU)
     one, free = _peak_bytes(run, 1, device), free_bytes(device)
     if one is None:
         raise UserError(

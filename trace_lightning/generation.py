@@ -101,7 +101,9 @@ class TraceGenerator:
         settings = sample_settings(self.experiment)
         if settings.tile_batch is not None or settings.sampler != "brickwork":
             return settings
-        return replace(settings, tile_batch=fitting_batch(self._evaluate, self.device, self.experiment.name))
+        first_level_bytes = self.denoiser.first_level_values * torch.float32.itemsize
+        fitting = fitting_batch(self._evaluate, first_level_bytes, self.device, self.experiment.name)
+        return replace(settings, tile_batch=fitting)
 
     @property
     def num_parameters(self) -> int:

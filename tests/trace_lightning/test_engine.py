@@ -63,8 +63,15 @@ def test_predictions_belong_to_the_caller():
     assert torch.equal(first, torch.zeros(2))
 
 
-def test_a_cpu_takes_a_fixed_batch_without_trying():
-    assert fitting_batch(lambda count: pytest.fail("nothing is run"), CPU, "row") == 8
+@pytest.mark.parametrize(
+    ("channels", "side", "batch"),
+    [(16, 32, 12), (64, 64, 7), (64, 128, 1), (128, 256, 1)],  # 0.07, 1.05, 4.2 and 33.6 MB: 122, 7.6, 1.9 and 0.2
+)
+def test_a_cpu_takes_a_batch_by_the_size_of_the_network_without_trying(channels, side, batch):
+    def run(count):
+        pytest.fail("nothing is run")
+
+    assert fitting_batch(run, channels * side**2 * 4, CPU, "row") == batch
 
 
 class Gpu:
@@ -107,13 +114,13 @@ class Gpu:
     ],
 )
 def test_a_gpu_gets_the_batch_that_its_free_memory_holds(monkeypatch, gpu, batch):
-    assert fitting_batch(gpu.patch(monkeypatch).run, torch.device("cuda"), "row") == batch
+    assert fitting_batch(gpu.patch(monkeypatch).run, 1, torch.device("cuda"), "row") == batch
 
 
 def test_a_gpu_too_small_for_one_sample_is_told_with_the_numbers(monkeypatch):
     gpu = Gpu(8, of_others_gb=7.6).patch(monkeypatch)
     with pytest.raises(UserError, match=r"row: not one sample fits: 0\.4 GB of 8\.0 GB are free"):
-        fitting_batch(gpu.run, torch.device("cuda"), "row")
+        fitting_batch(gpu.run, 1, torch.device("cuda"), "row")
 
 
 def test_operations_are_counted():

@@ -69,6 +69,11 @@ class Denoiser(nn.Module):
         # diffusers ignores the middle block's residual unless the skip connections' residuals are given too.
         self.no_skip_residuals = (0.0,) * sum(len(block.resnets) + 1 for block in self.unet.down_blocks)
 
+    @property
+    def first_level_values(self) -> int:
+        """How many values the activations of one sample have at the first level."""
+        return self.unet.config.block_out_channels[0] * self.unet.config.sample_size**2
+
     def forward(self, frames_BFHW: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """Predict noise, velocity or data (as trained) for noisy frames.
 

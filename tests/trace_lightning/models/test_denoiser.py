@@ -35,6 +35,14 @@ def test_prediction_has_the_shape_of_the_frames(denoiser):
     assert denoiser(frames, torch.tensor([1, 900]), conditions()).shape == frames.shape
 
 
+@pytest.mark.parametrize("unshuffle", [1, 2])
+def test_activations_of_the_first_level_are_as_many_as_it_says(tiny, unshuffle):
+    network, seen = build_denoiser(replace(tiny, model=replace(tiny.model, unshuffle=unshuffle)), TEXT_DIM), []
+    network.unet.conv_in.register_forward_hook(lambda layer, given, made: seen.append(made[0].numel()))
+    network(torch.randn(2, 2, 16, 16), torch.tensor([1, 900]), conditions())
+    assert seen == [network.first_level_values]
+
+
 @pytest.mark.parametrize("part", ["positions", "masks", "text", "flow"])
 def test_every_condition_reaches_the_prediction(denoiser, part):
     frames, timesteps, given = torch.randn(2, 2, 16, 16), torch.tensor([500, 500]), conditions()
