@@ -29,20 +29,24 @@ else
   memory=(--size 256 --slices 300 --profile gpu_256 --limit-gb 6)
 fi
 
-step() { echo; echo "== $(date +%H:%M:%S) $1"; }
-step "samplers at the paper's size, float32, eager"
-$python -m experiments bench ours --speed-only "${eager[@]}" --out "$work/eager" "${here[@]}"
-cp "$work/eager/bench.json" "$out/$device.bench_float32.json"
-step "samplers at the paper's size, 16 bits, compiled"
-$python -m experiments bench ours --speed-only "${fast[@]}" --out "$work/fast" "${here[@]}"
-cp "$work/fast/bench.json" "$out/$device.bench_16bit_compiled.json"
-step "memory of brickwork under a cap"
-$python -m benchmarks.sampling_memory "${memory[@]}" --out "$out/$device.memory.json" "${here[@]}"
-step "training steps a second"
-$python -m benchmarks.fit ours "${fit[@]}" --out "$out/$device.fit.json" "${here[@]}"
-step "a model trained at 128 x 128, its samplers timed and scored"
-$python -m experiments bench ours "${train[@]}" --out "$work/trained" "${here[@]}"
-cp "$work/trained/bench.json" "$out/$device.bench_trained.json"
-cp "$work/trained/bench.md" "$out/$device.bench_trained.md"
-step "written to $out"
-ls -l "$out"
+failed=0
+step() {  # a step that fails does not cost the others' results
+  local title=$1
+  shift
+  echo && echo "== $(date +%H:%M:%S) $title"
+  "$@" || { echo "FAILED: $title" >&2 && failed=1; }
+}
+bench() {  # NAME ARGUMENTS: bench.json as NAME.json
+  local name=$1
+  shift
+  $python -m experiments bench ours "$@" --out "$work/$name" "${here[@]}" && cp "$work/$name/bench.json" "$out/$device.$name.json"
+}
+step "samplers at the paper's size, float32, eager" bench bench_float32 --speed-only "${eager[@]}"
+step "samplers at the paper's size, 16 bits, compiled" bench bench_16bit_compiled --speed-only "${fast[@]}"
+step "memory of brickwork under a cap" \
+  $python -m benchmarks.sampling_memory "${memory[@]}" --out "$out/$device.memory.json" "${here[@]}"
+step "training steps a second" $python -m benchmarks.fit ours "${fit[@]}" --out "$out/$device.fit.json" "${here[@]}"
+step "a model trained at 128 x 128, its samplers timed and scored" bench bench_trained "${train[@]}"
+step "its table" cp "$work/bench_trained/bench.md" "$out/$device.bench_trained.md"
+step "written to $out" ls -l "$out"
+exit $failed

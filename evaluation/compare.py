@@ -28,12 +28,16 @@ DEFAULT_METRICS = (
 )
 
 
-def compare(runs: Sequence[tuple[Path, Path]], names: Sequence[str] = DEFAULT_METRICS) -> dict[str, Paired | None]:
+def compare(
+    runs: Sequence[tuple[Path, Path]], names: Sequence[str] = DEFAULT_METRICS, to_real: bool = False
+) -> dict[str, Paired | None]:
     """Compare A with B over pairs of runs (trainings).
 
     Args:
         runs: (run A, run B) folders with `scores/` in them, one pair a seed.
         names: metrics.
+        to_real: compare not the values but how far each is from that of its own real volume; for metrics that a real
+            volume has too.
 
     Returns:
         Metric -> comparison, or None where the volumes have no such number.
@@ -58,7 +62,7 @@ def compare(runs: Sequence[tuple[Path, Path]], names: Sequence[str] = DEFAULT_ME
     for name in names:
         if find_metric(name) is None:
             raise UserError(f"{name!r} is no metric; see `metrics` of {runs[0][0]}/scores/{SUMMARY}")
-    return {name: _paired(name, pairs) for name in names}
+    return {name: _paired(name, pairs, to_real) for name in names}
 
 
 def _load(run: Path) -> dict:
@@ -68,14 +72,21 @@ def _load(run: Path) -> dict:
     return {"protocol_digest": summary["protocol_digest"], "cases": cases}
 
 
-def _paired(name: str, pairs: Sequence[tuple[dict, dict]]) -> Paired | None:
-    spec = metric(name)
+def _paired(name: str, pairs: Sequence[tuple[dict, dict]], to_real: bool) -> Paired | None:
+    name = metric(name).name
     values = [
-        (a["cases"][case_id].get(spec.name), b["cases"][case_id].get(spec.name), case_id, training)
+        (_value(a["cases"][case_id], name, to_real), _value(b["cases"][case_id], name, to_real), case_id, training)
         for training, (a, b) in enumerate(pairs)
         for case_id in a["cases"]
     ]
     return paired(*zip(*values, strict=True))
+
+
+def _value(case: dict[str, float | None], name: str, to_real: bool) -> float | None:
+    value, real = case.get(name), case.get(f"{name}_real")
+    if not to_real or value is None:
+        return value
+    return None if real is None else abs(value - real)
 
 
 def show(found: dict[str, Paired | None], runs: Sequence[tuple[Path, Path]]) -> None:

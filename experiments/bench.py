@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from experiments.pipeline import Request, Resolved
 from experiments.stages import case_seed, only
 from experiments.tasks import GROUND_TRUTH, Folders, tasks_of
 from trace_lightning.errors import UserError
-from trace_lightning.protocol import Case
+from trace_lightning.protocol import Case, Generated
 
 FILE = load.FOLDER / "bench.yaml"
+PEAK_STEPS = 3  # from then on a second-order solver remembers all that it needs
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class BenchRow:
     Attributes:
         name: of its folder, and in `bench.json`.
         label: as it is printed.
-        keys: what it overrides.
+        keys: what it overrides, where the command line gives nothing else.
+        pinned: what it overrides, whatever the command line gives.
         volumes_of: the row whose volumes are the same; None: its own.
         timed_slices: lowest slices of each case that are timed; None: all.
         timed_volumes: cases that are timed; None: all.
@@ -46,6 +48,7 @@ class BenchRow:
     volumes_of: str | None = None
     timed_slices: int | None = None
     timed_volumes: int | None = None
+    pinned: dict[str, Any] = field(default_factory=dict)
 
     @property
     def volumes(self) -> str:
@@ -73,7 +76,7 @@ class Timing:
         network_calls: one after the other, for all timed volumes at full length.
         slices_per_second: of each turn, at full length.
         flop_share: of the device's matrix products' speed.
-        peak_memory_bytes: on a CUDA device; None on a CPU, where it is that of the whole process.
+        peak_memory_bytes: on a CUDA device, not compiled; None on a CPU, where it is that of the whole process.
         timed: what was run, in words.
     """
 
@@ -115,12 +118,13 @@ def rows_of(request: Request, seed: int, plan: Plan) -> tuple[Loaded, dict[str, 
     base = load.load(path, request.profile, request.overrides, seed)
     if "sample" not in method_of(base.experiment).groups:
         raise UserError(f"bench {request.target}: {base.experiment.method} has none of the samplers of {FILE.name}")
-    given = {pair.partition("=")[0] for pair in request.overrides}
+    given = {pair.partition("=")[0]: pair for pair in request.overrides}
     rows, refused = {}, {}
     for row in plan.rows:
-        keys = [f"{key}={load.as_yaml(value)}" for key, value in row.keys.items() if key not in given]
+        own = {key: value for key, value in row.keys.items() if key not in given} | row.pinned
+        keys = [f"{key}={load.as_yaml(value)}" for key, value in own.items()]
         try:
-            loaded = load.load(path, request.profile, [*request.overrides, *keys], seed)
+            loaded = load.load(path, request.profile, [*(given[k] for k in given if k not in own), *keys], seed)
         except UserError as error:
             if row.name in (plan.literal, plan.abreast):
                 raise
@@ -180,6 +184,7 @@ def time_rows(
     training = next(task.folder for task in resolved.tasks if task.name == "train")
     some = next(iter(rows.values())).experiment
     whole = [lowest(case, slices) for case in cache.test_cases(some)[:volumes]]
+    trained = resolve(method_of(some).load)(some, training)
     benches = {}
     for row in plan.rows:
         if row.name not in rows:
@@ -188,7 +193,8 @@ def time_rows(
         if row.timed_volumes != 1:
             experiment = replace(experiment, sample=replace(experiment.sample, volumes_abreast=len(whole)))
         timed = [lowest(case, row.timed_slices) for case in whole[: row.timed_volumes]]
-        benches[row.name] = _Bench(experiment, training, timed, whole[: row.timed_volumes])
+        say(f"memory of {row.name}")
+        benches[row.name] = _Bench(experiment, trained, timed, whole[: row.timed_volumes])
     for name, bench in benches.items():
         say(f"warming up {name}")
         bench.run()
@@ -210,23 +216,30 @@ def lowest(case: Case, slices: int | None) -> Case:
 
 
 class _Bench:
-    """One row, ready to be timed."""
+    """One row, ready to be timed: the trained network, shared by all rows, sampled in another way."""
 
-    def __init__(self, experiment: Any, training: Path, timed: Sequence[Case], whole: Sequence[Case]):
-        method = method_of(experiment)
-        self.generator = resolve(method.load)(experiment, training)
-        self.timed, self.whole = ([only(case, method.inputs(experiment)) for case in cases] for cases in (timed, whole))
+    def __init__(self, experiment: Any, trained: Any, timed: Sequence[Case], whole: Sequence[Case]):
+        inputs = method_of(experiment).inputs(experiment)
+        self.generator = replace(trained, experiment=experiment)
+        self.timed, self.whole = ([only(case, inputs) for case in cases] for cases in (timed, whole))
         self.seeds = [case_seed(experiment.seed, case.case_id) for case in timed]
-        self.peak: int | None = None
+        self.peak = self._peak_bytes() if trained.device.type == "cuda" else None
 
     def run(self) -> float:
         """Make the timed volumes; return seconds."""
         started = time.perf_counter()
-        made = list(self.generator.generate(self.timed, self.seeds, lambda done, total, note="": None))
-        seconds = time.perf_counter() - started  # volumes arrive on the CPU: the device is done
-        if self.generator.device.type == "cuda":
-            self.peak = max(generated.peak_memory_bytes for generated in made)
-        return seconds
+        self._make(self.generator)
+        return time.perf_counter() - started  # volumes arrive on the CPU: the device is done
+
+    def _peak_bytes(self) -> int:
+        """Return the peak of a run of few steps that is not compiled: torch does not count what CUDA graphs keep."""
+        sample = self.generator.experiment.sample
+        few = replace(sample, compile="off", num_inference_steps=min(sample.num_inference_steps, PEAK_STEPS))
+        made = self._make(replace(self.generator, experiment=replace(self.generator.experiment, sample=few)))
+        return max(generated.peak_memory_bytes for generated in made)
+
+    def _make(self, generator: Any) -> list[Generated]:
+        return list(generator.generate(self.timed, self.seeds, lambda done, total, note="": None))
 
     def timing(self, seconds: Sequence[float]) -> Timing:
         """Return what was measured, at the cases' full length."""

@@ -63,7 +63,7 @@ def collect(
     names, truth = [*QUALITY, *plan.quality["nearer"]], _means(real)
     rows = []
     for row in plan.rows:
-        entry: dict[str, Any] = {"name": row.name, "label": row.label, "keys": row.keys}
+        entry: dict[str, Any] = {"name": row.name, "label": row.label, "keys": row.keys, "pinned": row.pinned}
         if row.name in refused:
             rows.append(entry | {"reason": refused[row.name]})
             continue
@@ -91,7 +91,7 @@ def collect(
         "threads": base.experiment.run.threads,
         "rows": rows,
         "real": {name: truth[name] for name in names if name in truth},
-        "checks": [*_speed_checks(plan, timings), *_quality_checks(plan, scored, truth, refused)],
+        "checks": [*_speed_checks(plan, timings), *_quality_checks(plan, scored, refused)],
         "environment": environment(),
     }
 
@@ -118,20 +118,28 @@ def _distance(folders: Sequence[Path]) -> dict[str, Any] | None:
 
 
 def _speed_checks(plan: Plan, timings: Mapping[str, Timing]) -> list[dict[str, Any]]:
-    """Return what the bench file asks of speeds, and what was found."""
+    """Return what the bench file asks of speeds, and the median of the turns' ratios; certain if all turns agree."""
     checks = []
     for row, over, least in plan.speed:
         if row in timings and over in timings:
-            ratio = timings[row].median / timings[over].median
-            what = f"{row} at least {least:g} x {over}"
-            checks.append({"what": what, "found": ratio, "wanted": least, "holds": ratio >= least})
+            turns = zip(timings[row].slices_per_second, timings[over].slices_per_second, strict=True)
+            ratios = [one / other for one, other in turns]
+            extent = (min(ratios), max(ratios)) if len(ratios) > 1 else None
+            checks.append(_check(f"{row} at least {least:g} x {over}", statistics.median(ratios), least, extent))
     return checks
 
 
+def _check(what: str, found: float, least: float, extent: tuple[float, float] | None) -> dict[str, Any]:
+    """Return whether something is at least so much; certain if all of its extent is on the same side."""
+    certain = extent is not None and (extent[0] >= least or extent[1] < least)
+    verdict = {"holds": found >= least, "certain": certain}
+    return {"what": what, "found": found, "wanted": least, "interval": extent} | verdict
+
+
 def _quality_checks(
-    plan: Plan, scored: Sequence[Mapping[str, Path]], truth: Mapping[str, float], refused: Mapping[str, str]
+    plan: Plan, scored: Sequence[Mapping[str, Path]], refused: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return whether rows are not inferior to another: by the mean difference of cases; certain if its interval is."""
+    """Return whether rows are not inferior to another, and no farther from the real volumes, by the mean over cases."""
     from evaluation.compare import compare
 
     against, margins, nearer = (plan.quality[key] for key in ("against", "margins", "nearer"))
@@ -139,23 +147,15 @@ def _quality_checks(
     for row in plan.quality["rows"] if scored else []:
         if row in refused or against in refused:
             continue
-        found = compare(
-            [(of_seed[row], of_seed[against]) for of_seed in scored], list(dict.fromkeys([*margins, *nearer]))
-        )
-        for name, margin in margins.items():
-            if (paired := found[name]) is not None:
-                low, high = paired.difference_interval or (paired.difference, paired.difference)
-                about = {"what": f"{name}: {row} - {against} not below {margin}", "interval": [low, high]}
-                checks.append(
-                    about
-                    | {"found": paired.difference, "wanted": margin, "holds": paired.difference >= margin}
-                    | {"certain": low >= margin or high < margin}
-                )
-        for name in nearer:
-            if (paired := found[name]) is not None:
-                ours, theirs = abs(paired.mean_a - truth[name]), abs(paired.mean_b - truth[name])
-                what = f"{name}: {row} no farther from the real volumes than {against}"
-                checks.append({"what": what, "found": ours, "wanted": theirs, "holds": ours <= theirs})
+        runs = [(of_seed[row], of_seed[against]) for of_seed in scored]
+        for name, found in compare(runs, list(margins)).items():
+            if found is not None:
+                what = f"{name}: {row} - {against} not below {margins[name]}"
+                checks.append(_check(what, found.difference, margins[name], found.difference_interval))
+        for name, found in compare([(b, a) for a, b in runs], nearer, to_real=True).items():
+            if found is not None:
+                what = f"{name}: {row} no farther from each real volume than {against}, which is farther by"
+                checks.append(_check(what, found.difference, 0.0, found.difference_interval))
     return checks
 
 
@@ -244,14 +244,15 @@ def _below(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         if row.get("timed"):
             lines.append(f"{row['label']}: timed on {row['timed']}")
+    lines += [f"{row['label']}: always with {_keys(row['pinned'])}" for row in result["rows"] if row["pinned"]]
     if result["overrides"]:
         lines.append(f"given for all rows, in place of what their names say: {', '.join(result['overrides'])}")
+    if any(check["interval"] for check in result["checks"]):
+        lines.append("in brackets: of speeds the least and most of the turns, of quality 95 % over cases and trainings")
     for check in result["checks"]:
-        extent = f" ({check['interval'][0]:.4f} to {check['interval'][1]:.4f})" if "interval" in check else ""
+        extent = " ({:.4g} to {:.4g})".format(*check["interval"]) if check["interval"] else ""
         found = f"found {check['found']:.4g}{extent}, wanted {check['wanted']:.4g}"
-        verdict = ("holds" if check["holds"] else "DOES NOT HOLD") + (
-            "" if check.get("certain", True) else " (not certain)"
-        )
+        verdict = ("holds" if check["holds"] else "DOES NOT HOLD") + ("" if check["certain"] else " (not certain)")
         lines.append(f"{verdict}: {check['what']}: {found}")
     distance = next((row["distance"] for row in result["rows"] if row.get("distance")), None)
     if distance:
@@ -261,9 +262,13 @@ def _below(result: dict[str, Any]) -> list[str]:
     seeds = ", ".join(map(str, result["seeds"]))
     lines.append(
         f"{result['experiment']}, profile {result['profile']}, training seed(s) {seeds} (speed: the first); {where}; "
-        f"torch {env['packages']['torch']}; on a CPU memory is that of the whole process, hence not given"
+        f"torch {env['packages']['torch']}; GB: of a run not compiled, on a GPU only: a CPU's is the whole process's"
     )
     return lines
+
+
+def _keys(keys: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in keys.items())
 
 
 def _plot(result: dict[str, Any], path: Path) -> None:

@@ -44,11 +44,12 @@ class Share(lightning.LightningModule):
 
 
 def divide(volumes: Volumes, cases: Sequence[Case], seeds: Sequence[int], progress: Progress) -> None:
-    """Make the volumes on `run.devices` devices, each in a process of its own; arguments can be pickled."""
+    """Make the volumes on `run.devices` devices or fewer, each in a process of its own; arguments can be pickled."""
     run = volumes.experiment.run
+    devices = min(run.devices, len(cases))  # Lightning wants work for each
     trainer = lightning.Trainer(
         accelerator=pick_device(run.device),
-        devices=run.devices,
+        devices=devices,
         strategy="ddp_spawn",
         logger=False,
         enable_progress_bar=False,
@@ -56,6 +57,6 @@ def divide(volumes: Volumes, cases: Sequence[Case], seeds: Sequence[int], progre
         enable_checkpointing=False,
         default_root_dir=volumes.folder,
     )
-    abreast = max(1, min(volumes.experiment.sample.volumes_abreast, -(-len(cases) // run.devices)))
+    abreast = max(1, min(volumes.experiment.sample.volumes_abreast, -(-len(cases) // devices)))
     loader = DataLoader(range(len(cases)), batch_size=abreast)
     trainer.predict(Share(volumes, cases, seeds, progress), loader, return_predictions=False)

@@ -64,7 +64,7 @@ def make_all(volumes: Volumes, cases: Sequence[Case], seeds: Sequence[int], prog
         seeds: of each.
         progress: told of slices; can be pickled.
     """
-    if volumes.experiment.run.devices == 1:
+    if len(cases) == 1 or volumes.experiment.run.devices == 1:
         volumes.make(volumes.load(), cases, seeds, progress)
         return
     from experiments.devices import divide

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from trace_lightning.config import SampleConfig
 from trace_lightning.errors import UserError
-from trace_lightning.models.conditioners import Conditions
+from trace_lightning.models.conditioners import Conditions, filled_up
 from trace_lightning.stopwatch import best_seconds
 
 Denoise = Callable[[Tensor, Tensor, Conditions], Tensor]
@@ -25,6 +26,8 @@ MATRIX = {"cuda": 8192, "cpu": 1024}  # side of the products that a device's spe
 def tuned(denoiser: nn.Module, sample: SampleConfig, device: torch.device) -> Denoise:
     """Return the network as `sample` wants it run; predictions are float32 and belong to the caller.
 
+    A compiled network is compiled for one shape: a batch smaller than the largest so far is filled up to it.
+
     Args:
         denoiser: the trained network, on its device, in evaluation mode.
         sample: `precision`, `channels_last`, `compile`.
@@ -37,17 +40,32 @@ def tuned(denoiser: nn.Module, sample: SampleConfig, device: torch.device) -> De
     if dtype == torch.float16 and device.type == "cpu":
         raise UserError("sample.precision=float16 is for GPUs; on a CPU use float32 or bfloat16")
     network = denoiser.to(memory_format=torch.channels_last) if sample.channels_last else denoiser
-    if sample.compile != "off":
+    compiled = sample.compile != "off"
+    if compiled:
         network = torch.compile(network, mode=sample.compile, dynamic=False)
+    in_full = _in_full_precision if dtype == torch.float32 else nullcontext
+    batch = 0
 
     def denoise(x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        nonlocal batch
+        count = len(x_t)
+        batch = max(batch, count)
+        if compiled and count < batch:
+            x_t, timesteps = filled_up(x_t, batch), filled_up(timesteps, batch)
+            conditions = conditions.filled_up(batch)
         if sample.channels_last:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            prediction = network(x_t, timesteps, conditions)
+        with in_full(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            prediction = network(x_t, timesteps, conditions)[:count]
         return prediction.to(torch.float32, copy=True)  # a CUDA graph writes its next output to the same place
 
     return denoise
+
+
+def _in_full_precision() -> AbstractContextManager:
+    """Keep CUDA from rounding the convolutions of float32 to ten bits (TF32), as it does if not told."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 def fitting_batch(run: Callable[[int], object], first_level_bytes: int, device: torch.device, what: str) -> int:
@@ -67,6 +85,7 @@ def fitting_batch(run: Callable[[int], object], first_level_bytes: int, device: 
     """
     if device.type != "cuda":
         return min(max(BYTES_ON_CPU // first_level_bytes, 1), LARGEST_BATCH_ON_CPU)
+    _peak_bytes(run, 1, device)  # libraries take what they keep
     one, free = _peak_bytes(run, 1, device), free_bytes(device)
     if one is None:
         raise UserError(
@@ -85,7 +104,8 @@ def free_bytes(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
     free_of_device = free + torch.cuda.memory_reserved(device) - allocated
-    return min(free_of_device, int(torch.cuda.get_per_process_memory_fraction(device) * total) - allocated)
+    share = torch.cuda.get_per_process_memory_fraction(device.index)  # takes no device without an index
+    return min(free_of_device, int(share * total) - allocated)
 
 
 def _peak_bytes(run: Callable[[int], object], count: int, device: torch.device) -> int | None:

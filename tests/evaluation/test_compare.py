@@ -34,6 +34,18 @@ def test_pairs_volumes_of_the_same_case(runs):
     assert found.volumes == 3
 
 
+def test_distances_from_each_real_volume(runs):
+    found = compare.compare([(runs / "sharp", runs / "blurred")], ["adjacent_difference_hu", "dice"], to_real=True)
+    assert found["dice"] is None, "real volumes have no Dice of their own"
+    distances = []
+    for name in ("sharp", "blurred"):
+        cases = [json.loads(path.read_text()) for path in (runs / name / "scores" / "per_case").glob("*.json")]
+        measures = [case["measures"] for case in cases]
+        distances.append([abs(m["adjacent_difference_hu"] - m["adjacent_difference_hu_real"]) for m in measures])
+    assert found["adjacent_difference_hu"].mean_a == pytest.approx(np.mean(distances[0]))
+    assert found["adjacent_difference_hu"].mean_b == pytest.approx(np.mean(distances[1]))
+
+
 def test_pairs_of_runs_are_trainings(runs):
     one, other = (runs / "sharp", runs / "blurred"), (runs / "blurred", runs / "sharp")
     alone = compare.compare([one], ["dice"])["dice"]

@@ -60,12 +60,31 @@ def test_a_method_without_these_samplers_is_refused(tmp_path):
         rows_of(Request(str(tmp_path / "other.yaml"), "smoke"), 0, read_plan())
 
 
-def test_a_speed_that_is_asked_for_can_fail():
+def test_what_the_command_line_gives_goes_to_all_rows_but_where_a_row_pins_it():
+    given = ("sample.compile=reduce-overhead", "sample.num_inference_steps=3", "sample.precision=bfloat16")
+    base, rows, _ = rows_of(Request("ours", "smoke", overrides=given), 0, read_plan())
+    samples = {name: row.experiment.sample for name, row in rows.items()}
+    assert {name for name, sample in samples.items() if sample.compile == "off"} == {"algorithm1"}  # as written
+    assert {sample.num_inference_steps for sample in samples.values()} == {3}
+    assert {sample.precision for sample in samples.values()} == {"bfloat16"}
+    assert base.experiment.sample.compile == "reduce-overhead"
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "found", "extent", "holds", "certain"),
+    [
+        ((30, 42, 32), (10, 12, 8), 3.5, (3.0, 4.0), True, True),  # turn by turn: 3, 3.5, 4
+        ((29, 42, 32), (10, 12, 8), 3.5, (2.9, 4.0), True, False),
+        ((20, 28, 32), (10, 12, 8), 28 / 12, (2.0, 4.0), False, False),
+        ((20, 28, 20), (10, 12, 8), 28 / 12, (2.0, 2.5), False, True),
+        ((31,), (10,), 3.1, None, True, False),  # one turn says nothing of how it varies
+    ],
+)
+def test_a_speed_that_is_asked_for_can_fail(fast, slow, found, extent, holds, certain):
     plan = replace(read_plan(), speed=(("fast", "slow", 3.0),))
-    (holds,) = _speed_checks(plan, {"fast": timing(30, 40, 20), "slow": timing(10)})
-    assert holds["found"] == 3 and holds["holds"]
-    (fails,) = _speed_checks(plan, {"fast": timing(29), "slow": timing(10)})
-    assert not fails["holds"]
+    (check,) = _speed_checks(plan, {"fast": timing(*fast), "slow": timing(*slow)})
+    assert check["found"] == pytest.approx(found) and check["interval"] == (extent and pytest.approx(extent))
+    assert (check["holds"], check["certain"]) == (holds, certain)
 
 
 def test_the_lowest_slices_keep_their_place():

@@ -16,6 +16,7 @@ from trace_lightning.data import cache
 from trace_lightning.engine import fitting_batch, flops, tuned
 from trace_lightning.errors import UserError
 from trace_lightning.generation import load_generator
+from trace_lightning.models.conditioners import Conditions
 
 CPU = torch.device("cpu")
 
@@ -51,16 +52,37 @@ def test_float16_is_refused_on_a_cpu():
 
 
 def test_predictions_belong_to_the_caller():
-    kept = torch.zeros(2)
+    kept = torch.zeros(2, 1)
 
     class Same(nn.Module):
         def forward(self, x_t, timesteps, conditions):
             return kept  # as a CUDA graph: one place for every output
 
     denoise = tuned(Same(), SampleConfig(), CPU)
-    first = denoise(None, None, None)
+    first = denoise(torch.ones(2, 1), None, None)
     kept += 1
-    assert torch.equal(first, torch.zeros(2))
+    assert torch.equal(first, torch.zeros(2, 1))
+
+
+def test_a_compiled_network_sees_one_shape_and_the_caller_its_own_samples(monkeypatch):
+    shapes = []
+
+    class Sum(nn.Module):
+        def forward(self, x_t, timesteps, conditions):
+            shapes.append([len(part) for part in (x_t, timesteps, conditions.positions, conditions.text)])
+            assert conditions.masks is None and conditions.flow is None
+            return x_t + timesteps[:, None] + conditions.positions + conditions.text[:, 0]
+
+    monkeypatch.setattr(torch, "compile", lambda network, **keys: network)
+    x_t, timesteps = torch.arange(4.0)[:, None], torch.tensor([10, 20, 30, 40])
+    conditions = Conditions(positions=torch.rand(4, 1), text=torch.rand(4, 1, 1))
+    denoise, eager = (tuned(Sum(), SampleConfig(compile=mode), CPU) for mode in ("default", "off"))
+    for count in (3, 1, 3, 2, 4, 1):
+        some = Conditions(positions=conditions.positions[:count], text=conditions.text[:count])
+        assert torch.equal(denoise(x_t[:count], timesteps[:count], some), eager(x_t[:count], timesteps[:count], some))
+    compiled, plain = shapes[0::2], shapes[1::2]
+    assert [one[0] for one in compiled] == [3, 3, 3, 3, 4, 4] and [one[0] for one in plain] == [3, 1, 3, 2, 4, 1]
+    assert all(len(set(one)) == 1 for one in shapes)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +109,14 @@ class Gpu:
         if self.peak > min(self.cap, self.free):
             raise torch.cuda.OutOfMemoryError
 
+    def _share(self, device: torch.device | int | None) -> float:
+        if isinstance(device, torch.device) and device.index is None:
+            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+        return self.share
+
     def patch(self, monkeypatch) -> Gpu:
         answers = {
             "mem_get_info": (self.free, self.total),
-            "get_per_process_memory_fraction": self.share,
             "memory_allocated": 0,
             "memory_reserved": 0,
             "reset_peak_memory_stats": None,
@@ -98,6 +124,7 @@ class Gpu:
         }
         for name, answer in answers.items():
             monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", self._share)
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
         return self
 

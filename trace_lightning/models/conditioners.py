@@ -37,6 +37,16 @@ class Conditions:
         """Return the same conditions with empty text, for classifier-free guidance."""
         return replace(self, text=torch.zeros_like(self.text))
 
+    def filled_up(self, batch: int) -> Conditions:
+        """Return conditions of a larger batch, the last sample repeated."""
+        parts = (self.positions, self.masks, self.text, self.flow, self.known)
+        return Conditions(*(None if part is None else filled_up(part, batch) for part in parts))
+
+
+def filled_up(samples: Tensor, batch: int) -> Tensor:
+    """Return (batch, ...) from (B, ...), the last sample repeated."""
+    return torch.cat([samples, samples[-1:].expand(batch - len(samples), *samples.shape[1:])])
+
 
 @dataclass
 class UNetInputs:

@@ -36,7 +36,7 @@ def sample_brickwork(
         solver: the reverse process over pairs.
         volumes: conditions, any numbers of slices.
         noises: of each volume.
-        settings: `strides`, `all_pairs`, `noise_correlation`, `tile_batch`, `compile`.
+        settings: `strides`, `all_pairs`, `noise_correlation`, `tile_batch`.
         advance: told after each step of as many slices as the step is worth.
 
     Returns:
@@ -73,13 +73,11 @@ def _predict(
     size = settings.tile_batch
     for at in range(0, len(tiles), size):
         batch = tiles[at : at + size]
-        one_shape = settings.compile != "off"  # a compiled network is compiled for it
-        padded = batch + batch[-1:] * (size - len(batch)) if one_shape else batch
-        slices = torch.tensor([[first[v] + i for i in pair] for v, pair in padded], device=x_t.device)  # (B, 2)
-        conditions = batch_conditions([(volumes[v], pair) for v, pair in padded])
+        slices = torch.tensor([[first[v] + i for i in pair] for v, pair in batch], device=x_t.device)  # (B, 2)
+        conditions = batch_conditions([(volumes[v], pair) for v, pair in batch])
         predicted = solver.predict(x_t[slices], timestep, conditions)  # (B, 2, H, W)
-        own = slices[: len(batch)].flatten()
-        prediction.index_add_(0, own, predicted[: len(batch)].flatten(0, 1).to(x_t.dtype))
+        own = slices.flatten()
+        prediction.index_add_(0, own, predicted.flatten(0, 1))
         count.index_add_(0, own, count.new_ones(len(own)))
     return prediction.div_(count[:, None, None])
 
