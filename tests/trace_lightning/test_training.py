@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from trace_lightning import checkpoints
 from trace_lightning.artifacts import file_digest, read_json, write_json
@@ -51,6 +53,14 @@ def test_a_training_leaves_weights_a_record_curves_and_pictures(trained):
     assert (trained / "metrics" / "session0" / "metrics.csv").read_text().count("\n") > 8
     assert len(list((trained / "samples").glob("*.png"))) == 2
     assert not checkpoints.files(trained) and record["incidents"] == []
+
+
+def test_the_memory_layout_changes_rounding_only(prepared, trained, tmp_path):
+    train(replace(prepared, train=replace(prepared.train, channels_last=True)), tmp_path, silent)
+    plain, tuned = (load_file(folder / WEIGHTS) for folder in (trained, tmp_path))
+    assert plain.keys() == tuned.keys()
+    for name, weights in plain.items():
+        torch.testing.assert_close(tuned[name], weights, atol=1e-3, rtol=0, msg=name)  # Adam magnifies rounding
 
 
 def test_prompts_beyond_the_context_are_said(prepared, tree, make_chest, tmp_path, capsys):
