@@ -7,8 +7,9 @@ agree with the one that holds. What no hypothesis explains is refused: nothing i
 The minimum of a volume says nothing: outside the round field of view scanners write -1024, -2048, -3024 or the raw
 zero. Such constant padding is taken off the low end first.
 
-What cannot be seen here, since it moves no peak out of its window: an offset below `RESOLUTION_HU`; a slope within
-10 % of 1, or within 25 % where the field of view lies inside the body and shows no air about it.
+What cannot be seen here, since it moves no peak out of its window: an offset below `RESOLUTION_HU`, or below 110 HU
+where noise of 60 HU (thin slices) flattens the peaks; a slope within 10 % of 1, or within 25 % where the field of view
+lies inside the body and shows no air about it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ REFUSALS = {
     "not_listed": "a row in the metadata table",
 }
 
-RESOLUTION_HU = 60.0  # at soft tissue; patients differ by as much
+RESOLUTION_HU = 60.0  # at soft tissue, without much noise; patients differ by as much
 AIR_HU = (-1060.0, -920.0)  # of the low mode if there is air about the patient (emphysema, clothing: up to -938)
 LUNG_HU = (-920.0, -650.0)  # where it lies if the field of view is inside the body
 AERATED_HU = (-940.0, -500.0)
