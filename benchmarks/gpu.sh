@@ -8,6 +8,8 @@ cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results}
 python=${PYTHON:-.venv/bin/python}
 size=${SIZE:-paper}
+case $size in small | paper) ;; *) echo "SIZE=$size: small, or paper (the default)" >&2 && exit 2 ;; esac
+if [ -e "$out" ] && [ ! -d "$out" ]; then echo "$out: is a file; give a folder" >&2 && exit 2; fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 here=("run.runs_dir=$work/runs" "run.cache_dir=$work/cache")

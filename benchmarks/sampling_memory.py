@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from trace_lightning.artifacts import write_json
 from trace_lightning.data.text import text_dim
 from trace_lightning.device import peak_memory_bytes, pick_device, reset_peak_memory
 from trace_lightning.engine import Denoise
-from trace_lightning.errors import run_command
+from trace_lightning.errors import UserError, run_command
 from trace_lightning.generation import TraceGenerator
 from trace_lightning.module import build_denoiser
 from trace_lightning.protocol import Case
@@ -43,9 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="gpu_256")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     options, overrides = parser.parse_known_args(arguments)
+    for name, least in (("slices", 1), ("steps", 1), ("calls", 1), ("limit_gb", 0.1)):
+        if (value := getattr(options, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: {least} or more")
     keys = ["sample.sampler=brickwork", "sample.solver=dpmpp_2m", f"sample.num_inference_steps={options.steps}"]
-    experiment = load("ours", options.profile, [*keys, *overrides]).experiment
-    experiment = replace(experiment, data=replace(experiment.data, size=options.size))
+    experiment = load("ours", options.profile, [*keys, f"data.size={options.size}", *overrides]).experiment
     device = torch.device(pick_device(experiment.run.device))
     limit_gb = options.limit_gb if device.type == "cuda" else None  # a process's memory is not torch's to limit
     if limit_gb is not None:
@@ -56,7 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     generator = TraceGenerator(experiment, denoiser, device)
     reset_peak_memory(device)
     if options.calls is not None:
-        generator.denoise = _last(generator.denoise, generator.network_calls([options.slices]), options.calls)
+        calls = generator.network_calls([options.slices])
+        if options.calls > calls:
+            raise UserError(f"--calls {options.calls}: the network is called {calls} times")
+        generator.denoise = _last(generator.denoise, calls, options.calls)
     started = time.perf_counter()
     list(generator.generate([_case(options.slices, options.size)], [0], lambda done, total, note="": None))
     found = {

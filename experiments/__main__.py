@@ -103,7 +103,10 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--speed-only", action="store_true", help="time; make and score no volumes")
     bench.add_argument("--device", choices=["auto", "cpu", "cuda"], help="the same as run.device=")
     bench.add_argument(
-        "--out", type=Path, metavar="DIR", help="of bench.json, .md, .png (runs/PROFILE/bench/EXPERIMENT)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="of bench.json, .md, .png (runs/PROFILE/bench/EXPERIMENT, speeds alone in speed/)",
     )
     return top
 

@@ -58,8 +58,18 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """`bench.yaml`."""
+    """`bench.yaml`.
 
+    Attributes:
+        common: keys of all rows, which a row's own replace: they say what a sampler is, whatever the experiment's is.
+        rows: in the order of the table.
+        literal: the row that all are compared with.
+        abreast: the other one.
+        speed: (row, over which, at least how many times as fast).
+        quality: which rows are held against which, and by what margins.
+    """
+
+    common: dict[str, Any]
     rows: tuple[BenchRow, ...]
     literal: str
     abreast: str
@@ -73,11 +83,12 @@ class Timing:
 
     Attributes:
         evaluations_per_slice: network evaluations for a finished slice of whole cases.
-        network_calls: one after the other, for all timed volumes at full length.
-        slices_per_second: of each turn, at full length.
+        network_calls: one after the other, for all timed volumes at the cases' length.
+        slices_per_second: of each turn.
         flop_share: of the device's matrix products' speed.
         peak_memory_bytes: on a CUDA device, not compiled; None on a CPU, where it is that of the whole process.
         timed: what was run, in words.
+        sample: the keys of sampling, those filled in that are left to the device.
     """
 
     evaluations_per_slice: float
@@ -86,6 +97,7 @@ class Timing:
     flop_share: float
     peak_memory_bytes: int | None
     timed: str
+    sample: dict[str, Any]
 
     @property
     def median(self) -> float:
@@ -97,6 +109,7 @@ def read_plan(path: Path = FILE) -> Plan:
     """Read which rows there are and what is asked of them."""
     data = load.read_yaml(path)
     return Plan(
+        data["common"],
         tuple(BenchRow(**row) for row in data["rows"]),
         data["literal"],
         data["abreast"],
@@ -121,13 +134,14 @@ def rows_of(request: Request, seed: int, plan: Plan) -> tuple[Loaded, dict[str, 
     given = {pair.partition("=")[0]: pair for pair in request.overrides}
     rows, refused = {}, {}
     for row in plan.rows:
-        own = {key: value for key, value in row.keys.items() if key not in given} | row.pinned
+        asked = plan.common | row.keys
+        own = {key: value for key, value in asked.items() if key not in given} | row.pinned
         keys = [f"{key}={load.as_yaml(value)}" for key, value in own.items()]
         try:
             loaded = load.load(path, request.profile, [*(given[k] for k in given if k not in own), *keys], seed)
         except UserError as error:
             if row.name in (plan.literal, plan.abreast):
-                raise
+                raise UserError(f"bench, {row.name}: {error}") from None
             refused[row.name] = str(error).removeprefix(f"experiment {base.experiment.name}: ")
             continue
         named = replace(loaded.experiment, name=f"bench/{base.experiment.name}/{row.name}")
@@ -182,7 +196,9 @@ def time_rows(
     if threads := next(iter(rows.values())).experiment.run.threads:
         torch.set_num_threads(threads)
     training = next(task.folder for task in resolved.tasks if task.name == "train")
-    some = next(iter(rows.values())).experiment
+    first = next(iter(rows.values()))
+    some = first.experiment
+    abreast_given = any(pair.startswith("sample.volumes_abreast=") for pair in first.overrides)
     whole = [lowest(case, slices) for case in cache.test_cases(some)[:volumes]]
     trained = resolve(method_of(some).load)(some, training)
     benches = {}
@@ -190,7 +206,7 @@ def time_rows(
         if row.name not in rows:
             continue
         experiment = rows[row.name].experiment
-        if row.timed_volumes != 1:
+        if row.timed_volumes != 1 and not abreast_given:
             experiment = replace(experiment, sample=replace(experiment.sample, volumes_abreast=len(whole)))
         timed = [lowest(case, row.timed_slices) for case in whole[: row.timed_volumes]]
         say(f"memory of {row.name}")
@@ -249,9 +265,11 @@ class _Bench:
         per_slice = sum(cost(n) * n for n in whole) / sum(whole)
         speeds = tuple(evaluations / (one * per_slice) for one in seconds)
         share = self.generator.flop_share(per_slice * float(np.median(speeds)))
-        some = "" if timed == whole else f", {timed[0]} slices of each, scaled by evaluations"
-        calls = self.generator.network_calls(whole)
-        return Timing(per_slice, calls, speeds, share, self.peak, f"{len(timed)} volume(s){some}")
+        extent = f"{min(whole)}" if min(whole) == max(whole) else f"{min(whole)} to {max(whole)}"
+        some = "" if timed == whole else f", the lowest {timed[0]} of each, scaled by evaluations"
+        words = f"{len(timed)} volume(s) of {extent} slices{some}"
+        calls, sample = self.generator.network_calls(whole), asdict(self.generator.settings)
+        return Timing(per_slice, calls, speeds, share, self.peak, words, sample)
 
 
 def bench(
@@ -269,7 +287,7 @@ def bench(
         volumes: cases that are timed, at most.
         slices: of each timed case, at most.
         repeats: turns of timing.
-        out: folder of the results; None: `runs/<profile>/bench/<experiment>`.
+        out: folder of the results; None: `runs/<profile>/bench/<experiment>`, of speeds alone `speed` in it.
         speed_only: time only; no volumes are made and scored.
 
     Returns:
@@ -278,28 +296,27 @@ def bench(
     from evaluation.render import console_of
     from experiments import bench_report
 
-    if out is not None and not out.is_dir():
-        if out.exists():
-            raise UserError(f"--out {out}: is a file; give a folder")
-        out.mkdir(parents=True)  # an hour later would be late to find that it cannot be made
-    console, plan, done = console_of(), read_plan(), []
-    for seed in request.seeds:
-        base, rows, refused = rows_of(request, seed, plan)
-        done.append((make_volumes(request, plan, base, rows, speed_only), rows))
-    resolved, rows = done[0]
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    console, plan = console_of(), read_plan()
+    of_seeds = [rows_of(request, seed, plan) for seed in request.seeds]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # an hour later would be late to find that it cannot be made
+    done = [(make_volumes(request, plan, base, rows, speed_only), rows) for base, rows, _ in of_seeds]
+    (resolved, rows), (base, _, refused) = done[0], of_seeds[0]
     with console.status("timing") as status:
         timings = time_rows(
             plan, rows, resolved, volumes, slices, repeats, lambda text: status.update(f"timing: {text}")
         )
-    folder = out or resolved.folders.profile / "bench" / base.experiment.name
+    folder = out or resolved.folders.profile / "bench" / base.experiment.name / ("speed" if speed_only else "")
     scored = (
         []
         if speed_only
         else [{name: made.folders.run(one.experiment.name) for name, one in rows.items()} for made, rows in done]
     )
     real = [] if speed_only else [made.folders.ground_truth for made, _ in done]
-    samples = {name: asdict(one.experiment.sample) for name, one in rows.items()}
-    result = bench_report.collect(plan, timings, refused, scored, real, base, samples, request.seeds)
+    result = bench_report.collect(plan, timings, refused, scored, real, base, request.seeds)
+    result["timed"] = {"volumes": volumes, "slices": slices, "repeats": repeats}
     bench_report.write(result, folder)
     if not speed_only:
         bench_report.write_pictures(plan, scored[0], real[0], folder / "montage.png")

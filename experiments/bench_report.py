@@ -45,7 +45,6 @@ def collect(
     scored: Sequence[Mapping[str, Path]],
     real: Sequence[Path],
     base: Loaded,
-    samples: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
     """Return everything, JSON-ready.
@@ -57,7 +56,6 @@ def collect(
         scored: for each seed, row -> folder of its run.
         real: for each seed, folder of the real volumes' run.
         base: the experiment whose weights were used.
-        samples: row -> the keys of sampling that it ran with.
         seeds: of the trainings.
     """
     names, truth = [*QUALITY, *plan.quality["nearer"]], _means(real)
@@ -69,7 +67,7 @@ def collect(
             continue
         timing, folders = timings[row.name], [of_seed[row.volumes] for of_seed in scored]
         entry |= {
-            "sample": samples[row.name],
+            "sample": timing.sample,
             "evaluations_per_slice": timing.evaluations_per_slice,
             "network_calls": timing.network_calls,
             "slices_per_second": timing.median,
@@ -217,7 +215,7 @@ def _speeds(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         low, high = row["slices_per_second_range"]
         memory = "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 1e9:.2f}"
         cost = [f"{row[key]:{form}}" for _, key, form in HEADS]
-        lines.append([row["label"], *cost, f"{low:.2f}-{high:.2f}", memory])
+        lines.append([row["label"], *cost, f"{low:.2f}-{high:.2f}" if low < high else "-", memory])
     return heads, lines
 
 

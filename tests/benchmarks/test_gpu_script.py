@@ -27,3 +27,14 @@ case "$2" in *.json) echo "{{}}" >"$2";; *) mkdir -p "$2" && echo "{{}}" >"$2/be
     assert made == {f"A_GPU.{step}.json" for step in STEPS if step != failing}, done.stderr
     assert (done.returncode == 0) == (failing is None)
     assert ("FAILED" in done.stderr) == (failing is not None)
+
+
+@pytest.mark.parametrize(
+    ("size", "out", "message"), [("smal", "new", "SIZE=smal: small"), ("small", "file", "is a file")]
+)
+def test_nothing_starts_on_a_wrong_word(tmp_path, size, out, message):
+    (tmp_path / "file").touch()
+    script = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / out)]
+    env = {"PATH": "/usr/bin:/bin", "PYTHON": "false", "SIZE": size}
+    done = subprocess.run(script, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and message in done.stderr

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import sampling_memory
 from trace_lightning.artifacts import read_json
+from trace_lightning.errors import UserError
 
 
 def test_the_network_is_run_in_the_last_calls_only():
@@ -18,6 +19,21 @@ def test_the_network_is_run_in_the_last_calls_only():
     made = [last(torch.ones(n), None, None) for n in range(1, 6)]
     assert seen == [4, 5]
     assert [float(one[0]) for one in made] == [1, 1, 1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--slices", "0"], "--slices 0: 1 or more"),
+        (["--calls", "-3"], "--calls -3: 1 or more"),
+        (["--limit-gb", "-1"], "--limit-gb -1.0: 0.1 or more"),
+        (["--size", "33"], "data.size=33 is not divisible"),
+        (["--slices", "6", "--calls", "99"], r"--calls 99: the network is called \d+ times"),
+    ],
+)
+def test_odd_sizes_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        sampling_memory.main(["--profile", "smoke", "--size", "32", *arguments])
 
 
 @pytest.mark.slow

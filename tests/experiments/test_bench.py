@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def timing(*speeds: float) -> Timing:
-    return Timing(6.0, 12, speeds, 0.1, None, "2 volume(s)")
+    return Timing(6.0, 12, speeds, 0.1, None, "2 volume(s)", {})
 
 
 def test_every_row_of_the_plan_sets_another_sampler_and_names_rows_that_exist():
@@ -33,7 +33,7 @@ def test_every_row_of_the_plan_sets_another_sampler_and_names_rows_that_exist():
     asked = [plan.literal, plan.abreast, *plan.quality["rows"], plan.quality["against"]]
     asked += [name for row, over, _ in plan.speed for name in (row, over)] + [row.volumes for row in plan.rows]
     assert set(asked) <= set(names)
-    assert len({json.dumps(row.keys, sort_keys=True) for row in plan.rows}) == len(names)
+    assert len({json.dumps(row.keys | row.pinned, sort_keys=True) for row in plan.rows}) == len(names)
 
 
 def test_rows_that_the_weights_cannot_do_say_why():
@@ -43,6 +43,17 @@ def test_rows_that_the_weights_cannot_do_say_why():
     assert rows["algorithm1"].experiment.sample.compile == "off"
     one = {row.experiment.model.num_mask_classes for row in rows.values()}
     assert one == {3}  # one network
+
+
+@pytest.mark.parametrize("base", ["ours_brickwork", "trace_plus"])
+def test_rows_are_what_their_names_say_on_other_weights_too(base):
+    _, rows, refused = rows_of(Request(base, "smoke"), 0, read_plan())
+    _, of_ours, _ = rows_of(Request("ours", "smoke"), 0, read_plan())
+    named = ("sampler", "solver", "all_pairs", "noise_correlation", "timestep_power", "num_inference_steps")
+    for name, row in of_ours.items():
+        assert name not in refused
+        for key in named:
+            assert getattr(rows[name].experiment.sample, key) == getattr(row.experiment.sample, key), (name, key)
 
 
 def test_the_chosen_row_is_that_of_the_tables():
@@ -115,6 +126,10 @@ def test_the_command_writes_what_it_found_and_keeps_what_is_done(tmp_path):
     assert (
         "in place of what their names say: sample.num_inference_steps=2" in (tmp_path / "out" / "bench.md").read_text()
     )
+    assert found["timed"] == {"volumes": 1, "slices": 6, "repeats": 1}
+    assert rows["brickwork"]["timed"] == "1 volume(s) of 6 slices"
+    assert {row["sample"]["volumes_abreast"] for row in found["rows"] if "reason" not in row} == {1}
+    assert rows["brickwork"]["sample"]["tile_batch"] == 12
     assert rows["algorithm1"]["evaluations_per_slice"] == pytest.approx(2 * (2 * 6 - 3) / 6)
     assert rows["brickwork_tiles"]["evaluations_per_slice"] == pytest.approx(
         (3 + 4) / 6
