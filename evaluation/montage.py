@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trace_lightning.artifacts import Volume, atomic_path, read_volume
 WINDOW_HU = (-1000.0, 400.0)
 PLANES = ("axial", "coronal", "sagittal")
 ROW_HEIGHT_INCH, LABEL_INCH, DPI = 2.2, 1.6, 110
+LABEL_CHARACTERS = 20  # a line: a longer one would take the pictures' room
 
 
 def planes(volume: Volume, centre: Sequence[float]) -> list[tuple[np.ndarray, float]]:
@@ -75,6 +77,7 @@ def write_montage(rows: Sequence[Row], path: Path, title: str) -> None:
             axis.set(xticks=[], yticks=[])
             if label == shown[0][0]:
                 axis.set_title(name, color="white", fontsize=9)
-        line[0].set_ylabel(label, color="white", fontsize=9, rotation=0, ha="right", va="center")
+        text = textwrap.fill(label, LABEL_CHARACTERS)
+        line[0].set_ylabel(text, color="white", fontsize=9, rotation=0, ha="right", va="center")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="black")

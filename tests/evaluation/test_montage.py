@@ -42,3 +42,13 @@ def test_a_row_of_pictures_for_every_row_with_volumes(tmp_path):
         heights.append(picture.shape[0])
         assert picture.std() > 0.1
     assert heights[1] == pytest.approx(heights[0] + 242, abs=3)  # one more row: 2.2 inch at 110 dots
+
+
+def test_a_long_label_leaves_the_pictures_their_room(tmp_path):
+    write_cases(tmp_path / "real", range(1))
+    brightness = []
+    for label in ("Ours", "Brickwork with 6 steps and noise correlated 0.3 (chosen on phantoms)"):
+        rows = [Row(label, {}, volumes=tmp_path / "real", reference=tmp_path / "real", cases=("case_0",))]
+        write_montage(rows, tmp_path / "montage.png", "title")
+        brightness.append(matplotlib.image.imread(tmp_path / "montage.png")[..., :3].mean())
+    assert brightness[1] == pytest.approx(brightness[0], rel=0.1)
