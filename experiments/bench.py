@@ -65,6 +65,7 @@ class Plan:
         rows: in the order of the table.
         literal: the row that all are compared with.
         abreast: the other one.
+        caveats: what to say of which `rows` where a `key` of the training has some `value`.
         speed: (row, over which, at least how many times as fast).
         quality: which rows are held against which, and by what margins.
     """
@@ -73,6 +74,7 @@ class Plan:
     rows: tuple[BenchRow, ...]
     literal: str
     abreast: str
+    caveats: tuple[dict[str, Any], ...]
     speed: tuple[tuple[str, str, float], ...]
     quality: dict[str, Any]
 
@@ -113,6 +115,7 @@ def read_plan(path: Path = FILE) -> Plan:
         tuple(BenchRow(**row) for row in data["rows"]),
         data["literal"],
         data["abreast"],
+        tuple(data["caveats"]),
         tuple((row, over, float(least)) for row, over, least in data["speed"]),
         data["quality"],
     )

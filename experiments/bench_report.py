@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +89,20 @@ def collect(
         "seeds": list(seeds),
         "threads": base.experiment.run.threads,
         "rows": rows,
+        "caveats": _caveats(plan, base.experiment),
         "real": {name: truth[name] for name in names if name in truth},
         "checks": [*_speed_checks(plan, timings), *_quality_checks(plan, scored, refused)],
         "environment": environment(),
     }
+
+
+def _caveats(plan: Plan, experiment: Any) -> list[str]:
+    labels = {row.name: row.label for row in plan.rows}
+    return [
+        f"{', '.join(labels[name] for name in caveat['rows'])}: {caveat['says']} ({caveat['key']}={caveat['value']})"
+        for caveat in plan.caveats
+        if attrgetter(caveat["key"])(experiment) == caveat["value"]
+    ]
 
 
 def _means(folders: Sequence[Path]) -> dict[str, float]:
@@ -243,6 +254,7 @@ def _below(result: dict[str, Any]) -> list[str]:
         if row.get("timed"):
             lines.append(f"{row['label']}: timed on {row['timed']}")
     lines += [f"{row['label']}: always with {_keys(row['pinned'])}" for row in result["rows"] if row["pinned"]]
+    lines += result["caveats"] if result["real"] else []  # they are about quality
     if result["overrides"]:
         lines.append(f"given for all rows, in place of what their names say: {', '.join(result['overrides'])}")
     if any(check["interval"] for check in result["checks"]):

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import load
 from experiments.bench import Timing, lowest, read_plan, rows_of
-from experiments.bench_report import _speed_checks
+from experiments.bench_report import _caveats, _speed_checks
 from experiments.pipeline import Request
 from trace_lightning.anatomy.grid import Grid
 from trace_lightning.errors import UserError
@@ -32,6 +32,7 @@ def test_every_row_of_the_plan_sets_another_sampler_and_names_rows_that_exist():
     assert len(set(names)) == len(names)
     asked = [plan.literal, plan.abreast, *plan.quality["rows"], plan.quality["against"]]
     asked += [name for row, over, _ in plan.speed for name in (row, over)] + [row.volumes for row in plan.rows]
+    asked += [name for caveat in plan.caveats for name in caveat["rows"]]
     assert set(asked) <= set(names)
     assert len({json.dumps(row.keys | row.pinned, sort_keys=True) for row in plan.rows}) == len(names)
 
@@ -54,6 +55,14 @@ def test_rows_are_what_their_names_say_on_other_weights_too(base):
         assert name not in refused
         for key in named:
             assert getattr(rows[name].experiment.sample, key) == getattr(row.experiment.sample, key), (name, key)
+
+
+def test_weights_that_never_saw_guidance_maps_are_no_measure_of_algorithm_1():
+    plan = read_plan()
+    (said,) = _caveats(plan, rows_of(Request("trace_plus", "smoke"), 0, plan)[0].experiment)
+    assert said.startswith("Algorithm 1, DDIM-50, one volume, Algorithm 1") and "no guidance maps" in said
+    assert said.endswith("(train.guidance_training=0.0)")
+    assert _caveats(plan, rows_of(Request("ours", "smoke"), 0, plan)[0].experiment) == []
 
 
 def test_the_chosen_row_is_that_of_the_tables():
