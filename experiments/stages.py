@@ -223,10 +223,23 @@ def environment() -> dict[str, Any]:
         "git": git_state(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "gpu": gpu_name(),
         "packages": packages(),
     }
+
+
+def processor() -> str:
+    """Return which processor this is: each rounds matrix products in its own way, and a training carries that on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []  # not Linux
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    return f"{told['model name']}, family {told.get('cpu family')}, model {told.get('model')}"
 
 
 def git_state() -> dict[str, Any] | None:

@@ -48,7 +48,8 @@ def test_every_row_leaves_config_environment_volumes_and_scores(finished: Projec
     for name in ("full", "independent", "blind"):
         run = finished.profile / name / "seed0"
         assert read_experiment(run / "config.yaml").name == name
-        assert read_json(run / "env.json")["packages"]["numpy"]
+        env = read_json(run / "env.json")
+        assert env["packages"]["numpy"] and env["processor"]
         assert sorted(path.name for path in (run / "volumes").iterdir()) == [
             "valid_1_a_1.json", "valid_1_a_1.nii.gz", "valid_2_a_1.json", "valid_2_a_1.nii.gz"
         ]  # fmt: skip
