@@ -97,7 +97,7 @@ format: setup  ## Apply ruff's fixes and formatting
 
 lock: $(PY)  ## Refresh the hash-locked requirements from pyproject.toml
 	$(UV) pip compile pyproject.toml --extra train --extra cluster --extra metrics --extra itk --extra dev --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q -o $(LOCK)
+	  --no-header --no-annotate -q -o $(LOCK)
 
 clean:  ## Remove runs and caches (asks nothing; the environment stays)
 	rm -rf runs cache

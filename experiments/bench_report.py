@@ -268,7 +268,7 @@ def _below(result: dict[str, Any]) -> list[str]:
     if distance:
         lines.append(f"{distance['name']}: n = {distance['n']}, d = {distance['d']}")
     env = result["environment"]
-    where = env["gpu"] or f"CPU, {result['threads'] or env['cpus']} thread(s)"
+    where = env["gpu"] or f"{env['processor']}, {result['threads'] or env['cpus']} thread(s)"
     seeds = ", ".join(map(str, result["seeds"]))
     lines.append(
         f"{result['experiment']}, profile {result['profile']}, training seed(s) {seeds} (speed: the first); {where}; "

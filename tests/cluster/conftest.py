@@ -10,7 +10,6 @@ sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 @pytest.fixture(scope="session")
 def slurm_environment(tmp_path_factory: pytest.TempPathFactory):
     """The variables by which commands find a Slurm that runs for these tests."""
-    pytest.importorskip("submitit", reason="the extra `cluster` is not installed")
     if reason := why_not():
         pytest.skip(reason)
     with local_slurm(tmp_path_factory.mktemp("slurm"), cpus=2) as environment:

@@ -203,7 +203,6 @@ def test_lpips_of_the_published_examples():
     """The package's own example images; 0.722 and 0.138 in its README."""
     from PIL import Image
 
-    pytest.importorskip("lpips")
     from evaluation.lpips import Lpips
 
     path = given("alexnet")
@@ -217,7 +216,6 @@ def test_lpips_of_the_published_examples():
 
 @pytest.fixture(scope="module")
 def random_lpips(tmp_path_factory):
-    pytest.importorskip("lpips")
     from evaluation.lpips import Lpips
 
     return Lpips(alexnet_file(tmp_path_factory.mktemp("lpips")))

@@ -198,7 +198,8 @@ def features():
 
 
 def test_torch_fidelity_s_frechet_distance(features):
-    metric_fid = pytest.importorskip("torch_fidelity.metric_fid")
+    from torch_fidelity import metric_fid
+
     statistics = [metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in features]
     expected = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     assert frechet_distance(*features).value == pytest.approx(expected, rel=1e-6)
@@ -214,7 +215,8 @@ def test_torchmetrics_frechet_distance(features):
 
 def test_torch_fidelity_s_kernel_distance(features):
     """One subset of everything is the estimate over all pairs."""
-    metric_kid = pytest.importorskip("torch_fidelity.metric_kid")
+    from torch_fidelity import metric_kid
+
     a, b = (torch.from_numpy(x[:600]).double() for x in features)
     expected = metric_kid.kid_features_to_metric(a, b, kid_subsets=1, kid_subset_size=600, verbose=False)
     found = kernel_distance(a.numpy(), b.numpy()).value

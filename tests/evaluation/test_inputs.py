@@ -87,7 +87,8 @@ def test_what_is_no_grey_frame(tmp_path):
 
 
 def test_metaimage_is_the_same_volume(tmp_path):
-    sitk = pytest.importorskip("SimpleITK")
+    import SimpleITK as sitk
+
     volume, _ = chest(2)
     write_volume(tmp_path / "real" / "case_0.nii.gz", volume)
     (tmp_path / "made").mkdir()

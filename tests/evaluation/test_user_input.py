@@ -68,7 +68,6 @@ def test_label_maps_against_themselves(toy_folders, tmp_path):
 def test_distances_of_volumes_from_themselves(tmp_path):
     if not (WEIGHTS / "i3d").is_dir() or not (WEIGHTS / "lpips").is_dir():
         pytest.skip("TRACE_WEIGHTS holds no i3d/ and lpips/")
-    pytest.importorskip("lpips")
     write_cases(tmp_path / "real", range(3), shape=(16, 64, 64))
     names = ["lpips", "fd_alexnet", "kd_alexnet", "fvd_i3d"]
     options = ["--weights", str(WEIGHTS), "--metrics", *names, "--bootstrap", "10"]
@@ -82,7 +81,8 @@ def test_distances_of_volumes_from_themselves(tmp_path):
 
 
 def test_a_truncated_metaimage_is_named_and_the_rest_is_scored(folders, tmp_path):
-    sitk = pytest.importorskip("SimpleITK")
+    import SimpleITK as sitk
+
     path = folders / "made" / "case_0.mha"
     sitk.WriteImage(sitk.GetImageFromArray(chest(0)[0].hu), str(path))
     assert "are the same case; keep one" in score(folders, tmp_path)[1]

@@ -73,9 +73,10 @@ def test_vlm3d_planes_are_those_of_arrays_in_ras():
 
 @pytest.mark.parametrize("shape", [(3, 7, 9), (10, 10, 10), (8, 8, 8), (1, 20, 5)])
 def test_cube_about_the_centre(shape):
-    monai = pytest.importorskip("monai.transforms")
+    from monai import transforms
+
     volume = np.random.default_rng(0).integers(1, 256, shape, dtype=np.uint8)
-    pad, crop = monai.SpatialPad((8, 8, 8), mode="constant", constant_values=0), monai.CenterSpatialCrop((8, 8, 8))
+    pad, crop = transforms.SpatialPad((8, 8, 8), constant_values=0), transforms.CenterSpatialCrop((8, 8, 8))
     assert np.array_equal(centred(volume, 8), np.asarray(crop(pad(volume[None])))[0])
     assert centred(volume, None) is volume
 

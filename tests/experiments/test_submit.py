@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from project import Project, until
 
-pytest.importorskip("submitit", reason="the extra `cluster` is not installed")
-
 from experiments import job, pipeline, slurm, status, submit
 from experiments.pipeline import Request
 from trace_lightning.artifacts import read_json, write_json

@@ -265,7 +265,6 @@ def test_the_disk_is_counted_once_for_rows_that_share_a_cache_and_refused_if_too
 
 def test_scores_are_added_to_when_weights_appear_and_kept_when_they_vanish(tmp_path, monkeypatch):
     """The stamp of a scoring says by which weights; others that are there now make it incomplete, fewer do not."""
-    pytest.importorskip("lpips")
     folder, below = tmp_path / "run", tmp_path / "weights"
     file = below / "lpips" / "alexnet_imagenet_features.safetensors"
     file.parent.mkdir(parents=True)

@@ -169,10 +169,7 @@ def test_volumes_lie_within_the_window_on_the_models_grid(prepared, trained):
     assert made.evaluations_per_slice == pytest.approx(3 * (2 * 12 - 3) / 12)
 
 
-def test_cuda_is_not_taken_for_granted(prepared, trained):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA device is here")
+def test_cuda_is_not_taken_for_granted(prepared, trained, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="no CUDA device"):
         load_generator(replace(prepared, run=replace(prepared.run, device="cuda")), trained)

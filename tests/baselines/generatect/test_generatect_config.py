@@ -81,8 +81,9 @@ def test_volumes_of_different_lengths_cannot_share_a_batch():
 
 
 def test_t5_is_read_from_a_folder(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers", reason="needs the extra towers")
+    import tokenizers
+
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "no": 3, "effusion": 4}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 
 from trace_lightning.anatomy.grid import Grid, resample
@@ -14,8 +15,6 @@ from trace_lightning.config import DataConfig, PhantomConfig
 from trace_lightning.data.ct_rate import find_scan, read_index, read_scan
 from trace_lightning.data.phantom.scan import Scan
 from trace_lightning.data.preprocess import model_grid, to_model_grid
-
-sitk = pytest.importorskip("SimpleITK")
 
 MINI = Path(os.environ.get("TRACE_DATA", "absent")) / "ct_rate_mini"
 FIXED = sorted((MINI / "dataset").glob("*_fixed/*/*/*.nii.gz"))

@@ -170,7 +170,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three", "f
 )
 def test_a_tokenizer_of_transformers_counts_its_own_tokens(tmp_path, settings, fits, too_long):
     """[CLS] and [SEP] take two of seven places; `unknown` is two word pieces."""
-    transformers = pytest.importorskip("transformers", reason="open_clip's Hugging Face towers need transformers")
+    transformers = pytest.importorskip("transformers", reason="needs the extra towers")
     import open_clip
     import torch
 
